@@ -1,0 +1,195 @@
+"""Checkpoints: a self-describing model directory, and the training state of a run.
+
+Model directory: `mgm.json` (format, model config, template, provenance), `tokenizer/`, `params/`
+(orbax). `mgm.json` is written last, so a directory that has one is whole. Nothing is ever decided
+from the name of a file or folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mgm_jax.models.config import MgmConfig
+from mgm_jax.text import load_tokenizer
+from mgm_jax.tree import diff, flatten
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written: names the file and what is wrong."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a model directory holds; `params` is a tree of numpy or jax arrays."""
+
+    config: MgmConfig
+    params: dict[str, Any]
+    tokenizer: Any
+    template: str
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def _writing(directory: Path):
+    """Turns a full disk or a read-only place into one CheckpointError that names it."""
+    try:
+        yield
+    except OSError as e:
+        reason = os.strerror(e.errno) if e.errno else str(e)
+        raise CheckpointError(f"{directory}: cannot write the checkpoint ({reason})") from e
+    except (ValueError, RuntimeError) as e:  # tensorstore reports the same failures as these
+        text = str(e)
+        if "No space left" in text or "Read-only" in text or "Permission denied" in text:
+            line = text.splitlines()[0]
+            raise CheckpointError(f"{directory}: cannot write the checkpoint ({line})") from e
+        raise
+
+
+def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
+    """Writes a model directory; an older one at that place is replaced."""
+    directory = Path(directory).absolute()
+    with _writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "mgm.json").unlink(missing_ok=True)
+        for part in ("params", "tokenizer"):
+            shutil.rmtree(directory / part, ignore_errors=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory / "params", checkpoint.params)
+        checkpoint.tokenizer.save(directory / "tokenizer")
+        description = {
+            "format": FORMAT,
+            "model": checkpoint.config.to_dict(),
+            "template": checkpoint.template,
+            "tokenizer": "tokenizer",
+            "provenance": checkpoint.provenance,
+        }
+        partial = directory / "mgm.json.partial"
+        partial.write_text(json.dumps(description, indent=2) + "\n")
+        partial.rename(directory / "mgm.json")
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """The contents of `mgm.json`; CheckpointError if it is missing, unreadable or of another format."""
+    file = Path(directory) / "mgm.json"
+    try:
+        description = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing: not a checkpoint, or an unfinished one") from None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{file}: unreadable ({e})") from e
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: format is {description.get('format')!r}, expected {FORMAT}"
+        )
+    return description
+
+
+def load_checkpoint(directory: str | Path, shardings=None) -> Checkpoint:
+    """Reads a model directory; `shardings` (a tree like the parameters) places them on a mesh."""
+    directory = Path(directory).absolute()
+    description = describe(directory)
+    config = MgmConfig.from_dict(description["model"])
+    return Checkpoint(
+        config=config,
+        params=_load_params(directory / "params", shardings),
+        tokenizer=load_tokenizer(directory / description["tokenizer"]),
+        template=description["template"],
+        provenance=description["provenance"],
+    )
+
+
+def _load_params(directory: Path, shardings) -> dict[str, Any]:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            shapes = checkpointer.metadata(directory).item_metadata.tree
+            if shardings is None:
+                here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                shardings = jax.tree.map(lambda _: here, shapes)
+            abstract = jax.tree.map(
+                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
+            )
+            return checkpointer.restore(directory, abstract)
+    except Exception as e:
+        line = (str(e).splitlines() or [repr(e)])[0]
+        raise CheckpointError(f"{directory}: unreadable parameters ({line})") from e
+
+
+def check_params(found, expected, where: str) -> None:
+    """CheckpointError with every missing, unexpected or misshapen parameter."""
+    if lines := diff(flatten(expected), flatten(found)):
+        raise CheckpointError(f"{where} does not fit the model:\n  " + "\n  ".join(lines))
+
+
+class TrainingState:
+    """The states of a run by step: trainable parameters, optimizer state, data position.
+
+    Frozen parameters are not stored: they come from the run's `init` again. `fingerprint` (the
+    run's configuration) must be the same when a run is resumed.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int, fingerprint: str):
+        self.directory = Path(directory).absolute()
+        self.fingerprint = fingerprint
+        with _writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, enable_async_checkpointing=False
+                ),
+                item_names=("state", "run"),
+            )
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state) -> None:
+        run = {"step": step, "fingerprint": self.fingerprint}
+        with _writing(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)
+                ),
+            )
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, abstract):
+        """The state at `step`, placed as the ShapeDtypeStructs of `abstract` say."""
+        where = self.directory / str(step)
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
+                ),
+            )
+        except Exception as e:
+            line = (str(e).splitlines() or [repr(e)])[0]
+            raise CheckpointError(f"{where}: unreadable training state ({line})") from e
+        if found["run"]["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{where} belongs to a run with another configuration; use another workdir, or "
+                "delete it to start anew"
+            )
+        return found["state"]
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def to_numpy(params):
+    """A parameter tree as numpy arrays on the host."""
+    return jax.tree.map(np.asarray, params)

@@ -1,0 +1,1 @@
+"""Weights in and out: PyTorch (Hugging Face) names and layouts against ours. numpy only."""

@@ -1,0 +1,31 @@
+"""A whole MGM checkpoint in the original's names (MGM_SPEC 3.1)."""
+
+from __future__ import annotations
+
+from mgm_jax.convert.families import clip, convnext, llama
+from mgm_jax.convert.rules import MATRIX, Rule, linear, norm
+from mgm_jax.models.config import MgmConfig
+from mgm_jax.models.projector import projector_depth
+
+
+def rules(cfg: MgmConfig) -> list[Rule]:
+    table = llama.rules(cfg.llm)
+    for i in range(projector_depth(cfg.projector)):
+        index = "" if cfg.projector == "linear" else f".{2 * i}"  # GELUs take the odd places
+        table += linear(f"model.mm_projector{index}", f"projector/fc{i + 1}")
+    table += clip.rules(cfg.clip, "model.vision_tower.vision_tower.vision_model.")
+    if cfg.convnext:
+        aux = "model.vision_tower_aux."
+        table += convnext.rules(cfg.convnext, f"{aux}vision_stem", f"{aux}vision_stages")
+        query = "model.vlm_uni_query_projector"
+        table += norm(f"{query}.0", "mining/query/norm")
+        table += linear(f"{query}.1", "mining/query/proj")
+        for theirs, ours in (("aux", "mining/key"), ("val", "mining/value")):
+            pair = f"model.vlm_uni_{theirs}_projector"
+            table += [
+                Rule(f"{pair}.0.weight", f"{ours}/norm_scale"),
+                Rule(f"{pair}.0.bias", f"{ours}/norm_bias"),
+                Rule(f"{pair}.1.weight", f"{ours}/kernel", MATRIX),
+                Rule(f"{pair}.1.bias", f"{ours}/bias"),
+            ]
+    return table

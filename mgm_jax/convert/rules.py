@@ -1,0 +1,95 @@
+"""The conversion engine: one table of rules serves both directions.
+
+A rule names a foreign tensor and ours, with `{i}` where a stacked layer index goes, and how the
+layout changes: `perm` transposes, then the axes are merged to our rank (all but the last into the
+first). Values are never rescaled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mgm_jax.tree import unflatten
+
+MATRIX = (1, 0)  # torch Linear [out, in] -> [in, out]
+CONV = (2, 3, 1, 0)  # torch convolution [out, in, kh, kw] -> [kh * kw * in, out]
+DEPTHWISE = (2, 3, 1, 0)  # torch depthwise [C, 1, kh, kw] -> [kh * kw, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`theirs` and `ours` name one tensor, or with `{i}` in `theirs` `depth` of them, stacked.
+
+    `start` is the foreign index of the first layer. `conv` = (kernel, inputs) gives the foreign
+    spatial and input sizes, which our merged first axis does not tell.
+    """
+
+    theirs: str
+    ours: str
+    perm: tuple[int, ...] | None = None
+    depth: int = 0
+    start: int = 0
+    conv: tuple[int, int] | None = None
+
+
+def linear(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
+    """Rules of a Linear: weight and (with `bias`) bias."""
+    rules = [Rule(f"{theirs}.weight", f"{ours}/kernel", MATRIX, **where)]
+    return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", **where)] if bias else [])
+
+
+def norm(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
+    """Rules of a norm: scale and (with `bias`) bias."""
+    rules = [Rule(f"{theirs}.weight", f"{ours}/scale", **where)]
+    return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", **where)] if bias else [])
+
+
+def _to_ours(rule: Rule, array: np.ndarray) -> np.ndarray:
+    if rule.perm:
+        array = np.transpose(array, rule.perm)
+    return array.reshape(-1, array.shape[-1]) if rule.conv else array
+
+
+def _to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
+    if rule.conv:
+        kernel, inputs = rule.conv
+        array = array.reshape(kernel, kernel, inputs, -1)
+    return np.transpose(array, np.argsort(rule.perm)) if rule.perm else array
+
+
+def their_names(rule: Rule) -> list[str]:
+    """Every foreign name that the rule reads or writes, in layer order."""
+    if not rule.depth:
+        return [rule.theirs]
+    return [rule.theirs.format(i=rule.start + i) for i in range(rule.depth)]
+
+
+def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], source: str):
+    """Foreign tensors -> our parameter tree. A missing tensor is a KeyError that names it."""
+    flat = {}
+    for rule in rules:
+        names = their_names(rule)
+        if missing := [n for n in names if n not in tensors]:
+            raise KeyError(
+                f"{source}: tensor {missing[0]!r} is missing"
+                + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+                + f"; {rule.ours} is made from it"
+            )
+        arrays = [_to_ours(rule, tensors[n]) for n in names]
+        flat[rule.ours] = np.stack(arrays) if rule.depth else arrays[0]
+    return unflatten(flat)
+
+
+def export_params(
+    flat: Mapping[str, np.ndarray], rules: Sequence[Rule]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our flat tree (or a part of it, or its gradients) -> (foreign name, array) one by one."""
+    for rule in rules:
+        if rule.ours not in flat:
+            continue
+        array = np.asarray(flat[rule.ours])
+        for i, name in enumerate(their_names(rule)):
+            yield name, np.ascontiguousarray(_to_theirs(rule, array[i] if rule.depth else array))

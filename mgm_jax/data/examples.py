@@ -1,0 +1,85 @@
+"""One record as token arrays: text ids, next-token targets, loss weights, places of visual tokens.
+
+Arrays of length L (the example), later cut into the batch contract of ARCHITECTURE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mgm_jax.text import IGNORE, IMAGE_ID
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """tokens, targets, visual (picture * N + n, or -1) int32 [L]; loss_weights float32 [L]."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    loss_weights: np.ndarray
+    visual: np.ndarray
+    images: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def expand(ids, labels, visual_tokens: int, images=()) -> Example:
+    """ids with IMAGE_ID placeholders and their labels -> an Example.
+
+    Each placeholder becomes `visual_tokens` positions without loss; targets are the next position's
+    token, weighted 1 where that position's label is not IGNORE.
+    """
+    ids, labels = np.asarray(ids), np.asarray(labels)
+    repeats = np.where(ids == IMAGE_ID, visual_tokens, 1)
+    is_image = np.repeat(ids == IMAGE_ID, repeats)
+    tokens = np.where(is_image, 0, np.repeat(ids, repeats)).astype(np.int32)
+    supervised = np.repeat((labels != IGNORE) & (ids != IMAGE_ID), repeats)
+    visual = np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32)
+    return Example(
+        tokens=tokens,
+        targets=np.append(tokens[1:], 0).astype(np.int32),
+        loss_weights=np.append(supervised[1:], False).astype(np.float32),
+        visual=visual,
+        images=tuple(images),
+    )
+
+
+def batch_rows(examples, *, length: int, groups: int, slots: int, visual_tokens: int):
+    """One example a row -> (arrays of the batch contract without pictures, picture of each slot).
+
+    The second value is a list [G][M] of paths or None. ValueError if an example is longer than
+    `length`, if the rows do not divide into `groups`, or if a group needs more than `slots`.
+    """
+    rows = len(examples)
+    if rows % groups:
+        raise ValueError(f"{rows} rows do not divide into {groups} groups")
+    batch = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "targets": np.zeros((rows, length), np.int32),
+        "loss_weights": np.zeros((rows, length), np.float32),
+        "positions": np.zeros((rows, length), np.int32),
+        "segments": np.zeros((rows, length), np.int32),
+        "visual_index": np.full((rows, length), -1, np.int32),
+    }
+    pictures = [[None] * slots for _ in range(groups)]
+    taken = [0] * groups
+    for row, example in enumerate(examples):
+        n, group = len(example), row // (rows // groups)
+        if n > length:
+            raise ValueError(f"an example has {n} tokens, more than data.length {length}")
+        first = taken[group]
+        taken[group] += len(example.images)
+        if taken[group] > slots:
+            raise ValueError(f"group {group} needs {taken[group]} picture slots, has {slots}")
+        pictures[group][first : taken[group]] = example.images
+        batch["tokens"][row, :n] = example.tokens
+        batch["targets"][row, :n] = example.targets
+        batch["loss_weights"][row, :n] = example.loss_weights
+        batch["positions"][row, :n] = np.arange(n)
+        batch["segments"][row, :n] = 1
+        shifted = example.visual + first * visual_tokens
+        batch["visual_index"][row, :n] = np.where(example.visual >= 0, shifted, -1)
+    return batch, pictures

@@ -1,0 +1,1 @@
+"""The demo's material: photographs, handwritten digits, scenes, questions and the dataset."""

@@ -1,0 +1,88 @@
+"""A cache of the frozen towers' features on disk (trainer option `data.cache_features`).
+
+One `.npy` a feature array, row = picture, memory-mapped. `key.json` is written last and says what
+the rows were computed from: tower parameters, image spec, pictures (path, size, time of change).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mgm_jax.data.pipeline import Pictures
+from mgm_jax.models.mgm import Mgm
+from mgm_jax.tree import flatten
+
+TOWERS = ("clip", "convnext")
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedFeatures:
+    """Paths of a batch [G][M] -> {"features": arrays [G, M, ...], "image_mask": [G, M]}."""
+
+    rows: dict[str, int]  # picture path -> row
+    leaves: tuple[np.ndarray, ...]
+    structure: jax.tree_util.PyTreeDef
+
+    def __call__(self, paths: Sequence[Sequence[str | None]]) -> dict:
+        mask = np.array([[p is not None for p in group] for group in paths])
+        rows = [self.rows[p] for group in paths for p in group if p is not None]
+        arrays = []
+        for leaf in self.leaves:
+            out = np.zeros((*mask.shape, *leaf.shape[1:]), leaf.dtype)
+            out[mask] = leaf[rows]
+            arrays.append(out)
+        return {"features": self.structure.unflatten(arrays), "image_mask": mask}
+
+
+def _key(params, model: Mgm, paths: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten({t: params[t] for t in TOWERS if t in params}).items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(value).tobytes())
+    digest.update(repr((model.cfg.image, model.cfg.clip, model.cfg.convnext, model.dtype)).encode())
+    for path in paths:
+        stat = Path(path).stat()
+        digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def cache_features(
+    directory: str | Path, model: Mgm, params, paths: Sequence[str], *, batch: int = 16
+) -> CachedFeatures:
+    """Computes (or reuses, if nothing that they depend on has changed) the features of `paths`."""
+    directory, paths = Path(directory), sorted(set(paths))
+    key, key_file = _key(params, model, paths), directory / "key.json"
+    towers = {"params": {t: params[t] for t in TOWERS if t in params}}
+    compute = jax.jit(lambda towers, x: model.apply(towers, x, method="tower_features"))
+    size = model.cfg.image.hr_size
+    pixels = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    shapes, structure = jax.tree.flatten(jax.eval_shape(compute, towers, pixels))
+    files = [directory / f"{i}.npy" for i in range(len(shapes))]
+
+    if not (key_file.exists() and json.loads(key_file.read_text()) == key):
+        directory.mkdir(parents=True, exist_ok=True)
+        key_file.unlink(missing_ok=True)
+        maps = [
+            np.lib.format.open_memmap(f, "w+", s.dtype, (len(paths), *s.shape[1:]))
+            for f, s in zip(files, shapes, strict=True)
+        ]
+        read = Pictures(model.cfg.image)
+        for start in tqdm(range(0, len(paths), batch), desc="tower features", unit="batch"):
+            names = paths[start : start + batch]
+            slots = [names + [None] * (batch - len(names))]
+            leaves = jax.tree.leaves(compute(towers, read(slots)["images"][0]))
+            for out, leaf in zip(maps, leaves, strict=True):
+                out[start : start + len(names)] = np.asarray(leaf)[: len(names)]
+        for out in maps:
+            out.flush()
+        key_file.write_text(json.dumps(key))
+    leaves = tuple(np.load(f, mmap_mode="r") for f in files)
+    return CachedFeatures({p: i for i, p in enumerate(paths)}, leaves, structure)

@@ -1,0 +1,200 @@
+"""What a checkpoint defines: frozen dataclasses, one per part, with a JSON form (`mgm.json`).
+
+There is no default for anything that weights decide (sizes, epsilons, rope theta, activation):
+a wrong default would load and then be quietly wrong (an eps mistake moves logits by 5e-5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How a picture becomes the two views (MGM_SPEC 4): sizes in pixels.
+
+    `hr_size` is the side of the square HR picture; the LR view has side `lr_size * grid` and is cut
+    into grid x grid crops; `use_global` appends the whole view at `lr_size`. `aspect` is "pad"
+    (square canvas in the mean colour) or "square" (short side resized, centre crop).
+    """
+
+    lr_size: int
+    hr_size: int
+    aspect: str = "pad"
+    grid: int = 1
+    use_global: bool = False
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def __post_init__(self):
+        if self.aspect not in ("pad", "square"):
+            raise ValueError(f"image.aspect is {self.aspect!r}, expected 'pad' or 'square'")
+        if self.use_global and self.grid < 2:
+            raise ValueError(f"image.use_global needs image.grid >= 2, found {self.grid}")
+
+    @property
+    def crops(self) -> int:
+        """Views of one picture that CLIP sees: grid crops, then the global one if any."""
+        return self.grid * self.grid + self.use_global
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """CLIP ViT (MGM_SPEC 1.3). `select_layer` counts as in HF hidden_states (-2: last but one)."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    norm_eps: float
+    act: str
+    select_layer: int
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"clip.image_size {self.image_size} is not a multiple of patch_size "
+                f"{self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"clip.width {self.width} does not divide into {self.heads} heads")
+        if not 1 <= self.layers_run <= self.layers:
+            raise ValueError(
+                f"clip.select_layer {self.select_layer} is outside of {self.layers} layers"
+            )
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def layers_run(self) -> int:
+        """Layers up to the selected features; the rest are kept for export and never run."""
+        index = self.select_layer
+        return self.layers + 1 + index if index < 0 else index
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextConfig:
+    """OpenCLIP ConvNeXt trunk (MGM_SPEC 1.4): stem of stride `patch_size`, then one stage a width."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    patch_size: int
+    kernel_size: int
+    norm_eps: float
+
+    def __post_init__(self):
+        if len(self.widths) != len(self.depths):
+            raise ValueError(
+                f"convnext.widths {self.widths} and depths {self.depths} differ in length"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the fused map: all stages side by side."""
+        return sum(self.widths)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A LLaMA-family decoder (MGM_SPEC 1.2)."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    act: str
+    norm_eps: float
+    rope_theta: float
+    tied_embeddings: bool
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"llm.heads {self.heads} is not a multiple of llm.kv_heads {self.kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"llm.head_dim {self.head_dim} is odd; rotary embeddings need pairs")
+
+
+@dataclasses.dataclass(frozen=True)
+class MgmConfig:
+    """The whole model. `convnext=None` is the LR-only model (MGM_SPEC 2.2, last paragraph)."""
+
+    image: ImageSpec
+    clip: ClipConfig
+    convnext: ConvNextConfig | None
+    llm: DecoderConfig
+    mining_eps: float
+    projector: str
+
+    def __post_init__(self):
+        if self.clip.image_size != self.image.lr_size:
+            raise ValueError(
+                f"clip.image_size {self.clip.image_size} differs from image.lr_size "
+                f"{self.image.lr_size}"
+            )
+        if self.image.grid != 1:
+            raise ValueError("image.grid > 1 (HD) is not implemented yet: expected 1")
+        if self.convnext:
+            cells, rest = divmod(self.image.hr_size, self.convnext.patch_size)
+            if rest or cells % self.clip.grid:
+                raise ValueError(
+                    f"image.hr_size {self.image.hr_size} / convnext.patch_size "
+                    f"{self.convnext.patch_size} must be a multiple of the {self.clip.grid} "
+                    "low-resolution tokens of a side"
+                )
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of one picture in the language model."""
+        return self.clip.grid**2
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MgmConfig:
+        return build(cls, values, "model")
+
+
+def build(cls: type, values: Any, where: str) -> Any:
+    """Builds dataclass `cls` from a nested mapping; a ValueError names a wrong or missing key."""
+    values = dict(values)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}, expected one of {sorted(fields)}")
+    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(values)):
+        raise ValueError(f"{where}: missing key {missing[0]!r}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = typing.get_args(hint)[0]
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        (item, _) = typing.get_args(hint)
+        return tuple(_convert(item, v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}, expected {hint.__name__}")
+    return value

@@ -1,0 +1,89 @@
+"""OpenCLIP ConvNeXt, the high-resolution encoder (MGM_SPEC 1.4). B pictures, C channels."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mgm_jax.models.config import ConvNextConfig
+from mgm_jax.nn.linear import Conv, Linear, fan_in_init, normal_init
+from mgm_jax.nn.norms import LayerNorm
+from mgm_jax.nn.stack import stack
+from mgm_jax.ops.activations import activation
+from mgm_jax.ops.depthwise import depthwise
+from mgm_jax.ops.resize import resize_bilinear
+
+
+class Depthwise(nn.Module):
+    """k x k depthwise convolution with bias; kernel [k*k, C]."""
+
+    kernel_size: int
+
+    @nn.compact
+    def __call__(self, x):
+        c, taps = x.shape[-1], self.kernel_size**2
+        init = normal_init(taps**-0.5)
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, (None, "conv_out")), (taps, c)
+        )
+        bias = self.param(
+            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)), (c,)
+        )
+        return depthwise(x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Depthwise conv, LayerNorm, MLP, layer scale: [B, h, w, C] -> the same."""
+
+    cfg: ConvNextConfig
+    gamma_init: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x, shared, layer):
+        c = x.shape[-1]
+        y = Depthwise(self.cfg.kernel_size, name="dw")(x)
+        y = LayerNorm(self.cfg.norm_eps, name="norm")(y)
+        linear = partial(Linear, init=fan_in_init)
+        y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
+        y = linear(c, ("conv_out", "conv_in"), name="pw2")(y)
+        init = nn.with_logical_partitioning(
+            nn.initializers.constant(self.gamma_init), ("conv_in",)
+        )
+        return x + y * self.param("gamma", init, (c,)).astype(x.dtype), None
+
+
+class ConvNext(nn.Module):
+    """pictures [B, H, W, 3], normalised -> tuple of stage outputs [B, h_s, w_s, C_s]."""
+
+    cfg: ConvNextConfig
+    scan: bool = True
+    gamma_init: float = 1e-6
+
+    @nn.compact
+    def __call__(self, pictures):
+        cfg = self.cfg
+        conv = partial(Conv, axes=(None, "conv_out"))
+        x, stages = pictures, []
+        for s, (width, depth) in enumerate(zip(cfg.widths, cfg.depths, strict=True)):
+            if s == 0:
+                x = conv(width, cfg.patch_size, name="stem")(x)
+                x = LayerNorm(cfg.norm_eps, name="stem_norm")(x)
+            else:
+                x = LayerNorm(cfg.norm_eps, name=f"down_norm_{s}")(x)
+                x = conv(width, 2, name=f"down_{s}")(x)
+            blocks = stack(Block, depth, scan=self.scan)
+            x, _ = blocks(cfg, self.gamma_init, name=f"stages_{s}")(x, None, None)
+            stages.append(x)
+        return tuple(stages)
+
+
+def fuse_stages(stages):
+    """Stage outputs -> one map [B, h_0, w_0, sum C_s]: the others resized to the first, in float32.
+
+    Bilinear, align_corners=False, no antialias; cast back to the first stage's dtype.
+    """
+    size = stages[0].shape[1:3]
+    resized = [resize_bilinear(s, size).astype(s.dtype) for s in stages[1:]]
+    return jnp.concatenate([stages[0], *resized], axis=-1)

@@ -1,0 +1,126 @@
+"""Mini-Gemini: two encoders, patch info mining, projector, language model (MGM_SPEC 2).
+
+B rows, T tokens, G groups of rows with M picture slots each, P = G*M pictures, N visual tokens a
+picture, D language-model width, C vision width. The batch is a dict; see ARCHITECTURE, batch
+contract: tokens, positions, segments, visual_index [B, T]; images uint8 [G, M, H, W, 3], or in their
+place `features`, what `tower_features` gave for them.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mgm_jax.models.clip_vit import ClipVit
+from mgm_jax.models.config import MgmConfig
+from mgm_jax.models.convnext import ConvNext, fuse_stages
+from mgm_jax.models.decoder import Decoder
+from mgm_jax.models.mining import PatchInfoMining
+from mgm_jax.models.projector import Projector
+from mgm_jax.ops.loss import chunked_loss
+from mgm_jax.ops.merge import place_images
+from mgm_jax.ops.views import views
+
+
+class Mgm(nn.Module):
+    """The whole model. `dtype` is the compute dtype; parameters keep their own."""
+
+    cfg: MgmConfig
+    dtype: str = "float32"
+    remat: str = "none"
+    scan: bool = True
+
+    def setup(self):
+        cfg = self.cfg
+        self.clip = ClipVit(cfg.clip, scan=self.scan)
+        if cfg.convnext:
+            self.convnext = ConvNext(cfg.convnext, scan=self.scan)
+            self.mining = PatchInfoMining(cfg.convnext.channels, cfg.clip.width, cfg.mining_eps)
+        self.projector = Projector(cfg.projector, cfg.llm.dim)
+        self.llm = Decoder(cfg.llm, remat=self.remat, scan=self.scan)
+
+    # --- pictures -> visual tokens ---
+
+    def tower_features(self, images):
+        """uint8 pictures [P, H, W, 3] -> {"clip": [P, N, C], "convnext": stage maps}."""
+        lr, hr = views(images, self.cfg.image)
+        return self.encode_views(lr, hr)
+
+    def encode_views(self, lr, hr):
+        """The same from normalised views: lr [P, h, w, 3], hr [P, H, W, 3] (any float dtype)."""
+        features = {"clip": self.clip(lr.astype(self.dtype))}
+        if self.cfg.convnext:
+            features["convnext"] = self.convnext(hr.astype(self.dtype))
+        return features
+
+    def visual_tokens(self, features):
+        """Tower features -> (tokens [P, N, D], named intermediates)."""
+        x, out = features["clip"], {"clip_features": features["clip"]}
+        if self.cfg.convnext:
+            hr_map = fuse_stages(features["convnext"])
+            mined, weights = self.mining(x, hr_map)
+            x = x + mined
+            out |= {"convnext_map": hr_map, "mined": mined, "mining_weights": weights}
+        out["tokens"] = x
+        return self.projector(x), out
+
+    def input_embeddings(self, batch):
+        """Text embeddings with the visual tokens in their places: ([B, T, D], intermediates)."""
+        text = self.llm.embed(batch["tokens"], self.dtype)
+        if "features" in batch:
+            features = {k: _cast(v, self.dtype) for k, v in batch["features"].items()}
+            groups = batch["features"]["clip"].shape[0]
+            features = {k: _merge_groups(v) for k, v in features.items()}
+        else:
+            images = batch["images"]
+            groups = images.shape[0]
+            features = self.tower_features(images.reshape(-1, *images.shape[2:]))
+        tokens, out = self.visual_tokens(features)
+        pool = tokens.reshape(groups, -1, *tokens.shape[1:])  # [G, M, N, D]
+        out["image_features"] = tokens
+        return place_images(text, pool, batch["visual_index"]), out
+
+    # --- the language model ---
+
+    def __call__(self, batch):
+        """-> (logits [B, T, V], named intermediates)."""
+        x, out = self.input_embeddings(batch)
+        out["inputs_embeds"] = x
+        return self.llm.head(self.llm(x, batch["positions"], batch["segments"])), out
+
+    def loss(self, batch):
+        """-> (sum of weighted next-token losses, sum of weights), float32 scalars (MGM_SPEC 2.5)."""
+        x, _ = self.input_embeddings(batch)
+        x = self.llm(x, batch["positions"], batch["segments"])
+        return chunked_loss(self.llm.head, x, batch["targets"], batch["loss_weights"])
+
+    def prefill(self, batch, cache):
+        """Reads right-padded prompts [B, T] into an empty cache [.., S >= T, ..].
+
+        Returns (logits after each row's last token [B, V], cache).
+        """
+        x, _ = self.input_embeddings(batch)
+        segments = batch["segments"]
+        total = cache["k"].shape[2]
+        t = segments.shape[1]
+        causal = jnp.arange(total) <= jnp.arange(t)[:, None]  # [T, S]
+        x, cache = self.llm.extend(x, batch["positions"], causal[None], cache, 0)
+        last = (segments > 0).sum(-1) - 1
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        return self.llm.head(x), cache
+
+    def decode(self, tokens, positions, mask, cache, slot):
+        """One step: tokens and positions [B] at cache `slot`, mask [B, S] -> (logits [B, V], cache)."""
+        x = self.llm.embed(tokens[:, None], self.dtype)
+        x, cache = self.llm.extend(x, positions[:, None], mask[:, None], cache, slot)
+        return self.llm.head(x[:, 0]), cache
+
+
+def _cast(x, dtype):
+    return tuple(y.astype(dtype) for y in x) if isinstance(x, tuple) else x.astype(dtype)
+
+
+def _merge_groups(x):
+    if isinstance(x, tuple):
+        return tuple(_merge_groups(y) for y in x)
+    return x.reshape(-1, *x.shape[2:])

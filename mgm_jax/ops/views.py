@@ -1,0 +1,46 @@
+"""From the uint8 picture to the two normalised views, on the device (MGM_SPEC 4.1 step 5 to 4.3).
+
+`spec` is a `models.config.ImageSpec`; only its fields are read here, so nothing is imported upward.
+H = hr_size, h = lr_size, g = grid.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from mgm_jax.ops.resize import resize_bilinear, split_crops
+
+
+def normalise(pixels, spec):
+    """pixels [..., 3] uint8 -> (pixels / 255 - mean) / std, float32."""
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (spec.mean, spec.std))
+    return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+def views(pixels, spec):
+    """HR pictures [..., H, H, 3] uint8 -> (lr, hr), normalised float32.
+
+    hr [..., H, H, 3]. lr [..., h, h, 3] when grid is 1; else [..., g*g (+1), h, h, 3], crops
+    row-major and then, with `use_global`, the whole picture. LR is resized from the *normalised* HR
+    without antialias, and the global view from the g*h picture, not from HR (MGM_SPEC 4.2, 4.3).
+    ValueError if the pixels are not uint8 of the size that the spec says.
+    """
+    expected = (spec.hr_size, spec.hr_size, 3)
+    if pixels.dtype != jnp.uint8 or pixels.shape[-3:] != expected:
+        raise ValueError(
+            f"views: found pictures {pixels.dtype} {pixels.shape}, "
+            f"expected uint8 [..., {', '.join(map(str, expected))}] (image.hr_size)"
+        )
+    hr = normalise(pixels, spec)
+    side = spec.lr_size * spec.grid
+    lr = resize_bilinear(hr, (side, side))
+    return (lr if spec.grid == 1 else pack_views(lr, spec)), hr
+
+
+def pack_views(lr, spec):
+    """The g*h picture [..., g*h, g*h, 3] -> [..., g*g (+1), h, h, 3] (MGM_SPEC 4.3)."""
+    crops = split_crops(lr, spec.grid)
+    if not spec.use_global:
+        return crops
+    whole = resize_bilinear(lr, (spec.lr_size, spec.lr_size))
+    return jnp.concatenate([crops, whole[..., None, :, :, :]], axis=-4)

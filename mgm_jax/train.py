@@ -1,0 +1,306 @@
+"""Training: `python -m mgm_jax.train --config configs/X.py[:arg] --workdir DIR [--config.a.b=v]`.
+
+A run is (config, workdir). Rerunning the same command resumes from the newest state in
+`workdir/state`; the finished model is written to `workdir/model`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from mgm_jax import optim, sharding
+from mgm_jax.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    TrainingState,
+    check_params,
+    describe,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mgm_jax.data.pipeline import Encoder, Pictures, batches, make_dataset
+from mgm_jax.data.sources import LlavaJson
+from mgm_jax.features import TOWERS, cache_features
+from mgm_jax.metrics import Metrics
+from mgm_jax.models.config import MgmConfig
+from mgm_jax.models.mgm import Mgm
+from mgm_jax.text import load_tokenizer
+from mgm_jax.tree import flatten, match_first, unflatten
+
+
+class TrainingError(ValueError):
+    """A run that cannot start or go on: says which key or step, what was found, what to do."""
+
+
+# ---------------------------------------------------------------------------------------- model
+
+
+def abstract_model(cfg: MgmConfig, **options):
+    """The module, its parameters' shapes and their logical axes."""
+    model = Mgm(cfg, **options)
+    n, size = cfg.visual_tokens, cfg.image.hr_size
+    row = jnp.zeros((1, n + 1), jnp.int32)
+    batch = {
+        "tokens": row,
+        "positions": row,
+        "segments": row,
+        "visual_index": row,
+        "images": jnp.zeros((1, 1, size, size, 3), jnp.uint8),
+    }
+    shapes, axes = sharding.abstract_params(model, (batch,))
+    return model, batch, shapes, axes
+
+
+def init_params(model: Mgm, batch, shapes, shardings, rules, seed: int):
+    """Each parameter from the checkpoint that its first matching rule names, or at random.
+
+    `rules`: (regex, model directory or None). Everything arrives in its sharding.
+    """
+    flat_shapes, flat_shardings = flatten(shapes), flatten(shardings)
+    sources = match_first(flat_shapes, rules, "init")
+    params = {}
+    if random := [n for n, path in sources.items() if path is None]:
+
+        @functools.partial(jax.jit, out_shardings={n: flat_shardings[n] for n in random})
+        def create(key):
+            import flax.linen as nn
+
+            flat = flatten(nn.unbox(model.init(key, batch)["params"]))
+            return {n: flat[n] for n in random}
+
+        params |= create(jax.random.key(seed))
+    for path in {p for p in sources.values() if p is not None}:
+        wanted = {n: flat_shapes[n] for n, p in sources.items() if p == path}
+        found = flatten(load_checkpoint(path).params)
+        found = {n: found[n] for n in wanted if n in found}
+        check_params(unflatten(found), unflatten(wanted), path)
+        params |= {n: jax.device_put(found[n], flat_shardings[n]) for n in wanted}
+    return unflatten({n: params[n] for n in flat_shapes})
+
+
+# ----------------------------------------------------------------------------------------- step
+
+
+def merge(trainable, frozen):
+    """Two disjoint parameter trees as one."""
+    return unflatten(flatten(trainable) | flatten(frozen))
+
+
+def make_step(model: Mgm, optimizer: optax.GradientTransformation):
+    """(state, frozen, batch) -> (state, metrics): one update on the mean loss over weighted tokens.
+
+    state = {"params": trainable tree, "opt": optimizer state}. Gradients exist for trainable
+    parameters only.
+    """
+
+    def step(state, frozen, batch):
+        def mean_loss(trainable):
+            params = {"params": merge(trainable, frozen)}
+            total, weight = model.apply(params, batch, method="loss")
+            return total / jnp.maximum(weight, 1), weight
+
+        (loss, weight), grads = jax.value_and_grad(mean_loss, has_aux=True)(state["params"])
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "loss_tokens": weight}
+        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, metrics
+
+    return step
+
+
+# ------------------------------------------------------------------------------------------ run
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """What a resumed run must agree on: the configuration, but for how it is logged and stored."""
+    values = {k: v for k, v in config.to_dict().items() if k not in ("checkpoint", "log_every", "mesh")}
+    return hashlib.sha256(repr(sorted(flatten(values).items())).encode()).hexdigest()
+
+
+def read_model_config(config: ConfigDict) -> tuple[MgmConfig, str]:
+    """The model's config and the tokenizer's directory, from the run or its first checkpoint."""
+    paths = [path for _, path in config.init if path is not None]
+    if (config.model is None or config.tokenizer is None) and not paths:
+        key = "model" if config.model is None else "tokenizer"
+        raise TrainingError(f"config.{key} is not set, and config.init names no checkpoint")
+    description = describe(paths[0]) if paths else {}
+    model = config.model.to_dict() if config.model else description["model"]
+    tokenizer = config.tokenizer or str(Path(paths[0]) / description["tokenizer"])
+    return MgmConfig.from_dict(model), tokenizer
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that a training loop needs, made from a config; nothing has been compiled yet."""
+
+    config: ConfigDict
+    cfg: MgmConfig
+    mesh: jax.sharding.Mesh
+    model: Mgm
+    tokenizer: object
+    plan: optim.Plan
+    state: dict
+    frozen: dict
+    dataset: object
+    step: object  # jitted
+
+    def batches(self, start: int) -> Iterator[dict]:
+        """Batches on the mesh, from step `start` on."""
+        placed = sharding.batch_sharding(self.mesh)
+        for batch in batches(self.dataset, start, threads=self.config.data.threads):
+            yield jax.device_put(batch, placed)
+
+    def params(self):
+        return merge(self.state["params"], self.frozen)
+
+
+def prepare(config: ConfigDict) -> Run:
+    """Checks the whole configuration, reads the data, and places parameters on the mesh."""
+    if config.steps < 1:
+        raise TrainingError(f"config.steps is {config.steps}, expected at least 1")
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    sharding.check_batch(config.data.batch, mesh)
+    cfg, tokenizer_dir = read_model_config(config)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    if tokenizer.vocab_size > cfg.llm.vocab_size:
+        raise TrainingError(
+            f"{tokenizer_dir} has {tokenizer.vocab_size} pieces, more than the model's "
+            f"llm.vocab_size {cfg.llm.vocab_size}"
+        )
+    options = {"dtype": config.dtype, "remat": config.remat, "scan": config.scan}
+    model, batch, shapes, axes = abstract_model(cfg, **options)
+    plan = optim.make_plan(config.optim, flatten(shapes), config.steps)
+    source = LlavaJson(config.data.json, config.data.images)
+    encoder = Encoder(config.data.template, tokenizer, cfg.visual_tokens, config.data.length)
+
+    shardings = sharding.param_shardings(shapes, axes, mesh)
+    params = init_params(model, batch, shapes, shardings, config.init, config.seed)
+    trainable, frozen = plan.split(params)
+    frozen = jax.tree.map(lambda p: p.astype(config.frozen_dtype), frozen)
+    optimizer = optim.make_optimizer(config.optim, plan)
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    opt_shardings = sharding.opt_shardings(
+        opt_shapes, flatten(trainable), flatten(shardings), mesh
+    )
+    opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
+
+    pictures = Pictures(cfg.image)
+    if config.data.cache_features:
+        if moving := [n for n in plan.trainable if n.split("/")[0] in TOWERS]:
+            raise TrainingError(
+                f"config.data.cache_features needs frozen towers, but {moving[0]} is trained"
+            )
+        paths = [path for record in source for path in record.images]
+        pictures = cache_features(config.data.cache_features, model, params, paths)
+    dataset = make_dataset(
+        source,
+        encoder,
+        pictures,
+        batch=config.data.batch,
+        groups=sharding.batch_shards(mesh),
+        seed=config.seed,
+    )
+    state = {"params": trainable, "opt": opt}
+    state_shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(
+        make_step(model, optimizer),
+        donate_argnums=0,
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
+    )
+    return Run(config, cfg, mesh, model, tokenizer, plan, state, frozen, dataset, step)
+
+
+def train(config: ConfigDict, workdir: str | Path, *, name: str = "train") -> Path:
+    """Trains to `config.steps`, resuming if `workdir` has a state; returns the model's directory.
+
+    Raises TrainingError, CheckpointError, or the data's errors, before any compile where possible.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        states = TrainingState(
+            workdir / "state", keep=config.checkpoint.keep, fingerprint=fingerprint(config)
+        )
+    except OSError as e:
+        raise CheckpointError(f"{workdir}: cannot write there ({e.strerror})") from e
+    run = prepare(config)
+    with jax.set_mesh(run.mesh):
+        start = states.latest() or 0
+        if start:
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), run.state
+            )
+            run.state = states.restore(start, abstract)
+            print(f"{name}: resumed at step {start}", file=sys.stderr)
+        else:
+            print("\n".join(run.plan.report), file=sys.stderr)
+        _loop(run, states, workdir, start, name)
+    states.close()
+    source = {"config": fingerprint(config), "steps": config.steps}
+    save_checkpoint(
+        workdir / "model",
+        Checkpoint(run.cfg, run.params(), run.tokenizer, config.data.template, {"train": source}),
+    )
+    return workdir / "model"
+
+
+def _loop(run: Run, states: TrainingState, workdir: Path, start: int, name: str) -> None:
+    config = run.config
+    metrics = Metrics(workdir / "metrics.jsonl", start=start, total=config.steps, name=name)
+    data = run.batches(start)
+    try:
+        for step in range(start + 1, config.steps + 1):
+            run.state, values = run.step(run.state, run.frozen, next(data))
+            metrics.advance()
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                values = {k: float(v) for k, v in values.items()}
+                metrics.write(step, values)
+                if not np.isfinite(values["loss"]):
+                    raise TrainingError(
+                        f"loss is {values['loss']} at step {step}; the newest good state is "
+                        f"{states.latest() or 'none'} in {states.directory}"
+                    )
+            if step % config.checkpoint.every == 0 or last:
+                states.save(step, run.state)
+    finally:
+        metrics.close()
+
+
+# ---------------------------------------------------------------------------------- command line
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`--config FILE[:arg] --workdir DIR [--config.key=value]`; errors are one line, exit code 1."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, with an argument after a colon.", flag_values=values
+    )
+    workdir = flags.DEFINE_string("workdir", None, "Where state and model go.", flag_values=values)
+    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+    argv = sys.argv if argv is None else ["mgm_jax.train", *argv]
+    if "--help" in argv:
+        print(f"{__doc__}\n{values.main_module_help() or values.get_help()}")
+        return
+    try:
+        values(argv)
+        train(config.value, workdir.value)
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as e:
+        raise SystemExit(f"error: {e}") from e
+
+
+if __name__ == "__main__":
+    main()
