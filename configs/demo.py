@@ -14,16 +14,16 @@ ARMS = ("mining", "lr_only")
 
 
 def model(vocab_size: int, arm: str) -> dict:
-    """224 px pictures, of which the low-resolution encoder sees 28 px: 49 visual tokens."""
+    """192 px pictures, of which the low-resolution encoder sees 12 px: 36 visual tokens."""
     return dict(
-        image=dict(lr_size=28, hr_size=224, aspect="pad"),
+        image=dict(lr_size=12, hr_size=192, aspect="pad"),
         clip=dict(
-            image_size=28,
-            patch_size=4,
-            width=96,
+            image_size=12,
+            patch_size=2,
+            width=64,
             layers=4,
             heads=4,
-            mlp_dim=256,
+            mlp_dim=192,
             norm_eps=1e-5,
             act="quick_gelu",
             select_layer=-2,
@@ -56,15 +56,21 @@ def get_demo(size: str = "full") -> ConfigDict:
     smoke = size == "smoke"
     c = ConfigDict()
     c.vocab_size = 576
-    c.pictures = dict(train=3000, val=300, test=600, new_photos=600)  # two questions each
+    c.pictures = dict(train=3000, val=200, test=900, new_photos=520)
     c.backgrounds = 1500  # pieces of photographs that the towers' examples are composed on
-    c.hr_tower = dict(steps=1000, batch=32, lr=3e-3, canvas=64)
-    c.lr_tower = dict(steps=1000, batch=64, lr=2e-3)
-    c.ceiling = dict(steps=3000, batch_size=256)
+    c.hr_tower = dict(steps=1200, batch=32, lr=4e-3, canvas=56)
+    c.lr_tower = dict(steps=250, batch=128, lr=2e-3, draws=3)
+    c.ceiling = dict(steps=1500, batch_size=256)
     c.page_pictures = 12
+    # (split, kind) of the questions that each arm answers; "val" is for tuning.
+    c.questions = dict(
+        mining=[("test", "digit"), ("test", "colour"), ("new_photos", "digit")],
+        lr_only=[("test", "digit"), ("test", "colour")],
+    )
     if smoke:
         c.pictures = dict(train=48, val=4, test=6, new_photos=6)
         c.backgrounds = 20
+        c.lr_tower.draws = 1
         c.hr_tower.steps = c.lr_tower.steps = 4
         c.ceiling.steps = 4
         c.page_pictures = 2
@@ -78,22 +84,23 @@ def get_config(arg=None) -> ConfigDict:
     smoke = a.size == "smoke"
     c = common.train_config()
     c.seed = a.seed
-    c.steps = (4 if smoke else 100) if a.stage == 1 else (12 if smoke else 1200)
+    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 750)
     before = f"base_{a.arm}" if a.stage == 1 else f"{a.arm}_stage1/model"
     c.init = [(".*", f"{a.root}/{before}")]
     c.dtype = c.frozen_dtype = "float32"
     c.remat = "none"
     c.scan = False
-    c.optim.lr = 1.5e-3
+    c.optim.lr = 1e-3
     c.optim.b2 = 0.99
+    c.optim.lr_mults = [("(projector|mining)/.*", 2.0)]  # as the paper's largest models
     c.optim.schedule = common.STAGES[a.stage]
     c.data.json = f"{a.root}/data/{'pretrain' if a.stage == 1 else 'train'}.json"
     c.data.images = f"{a.root}/data"
     c.data.template = "plain" if a.stage == 1 else "v1"
     c.data.batch = 16
-    c.data.length = 144
+    c.data.length = 128
     c.data.threads = 2
     c.data.cache_features = f"{a.root}/features_{a.arm}"
-    c.checkpoint.every = 4 if smoke else 200
+    c.checkpoint.every = 4 if smoke else 150
     c.log_every = 2 if smoke else 20
     return c

@@ -9,20 +9,19 @@ from mgm_jax.api import load
 from mgm_jax.generate.engine import Request
 
 MAX_NEW_TOKENS = 24
-SPLITS = ("val", "test", "new_photos")
 
 
-def evaluate(checkpoint: Path, root: Path, arm: str) -> dict:
-    """Accuracy of a model on each held-out split and kind of question.
+def evaluate(checkpoint: Path, root: Path, arm: str, wanted: list[tuple[str, str]]) -> dict:
+    """Accuracy of a model on each wanted (split, kind of question).
 
     Returns {"test_digit": ..., "test_colour": ..., ..., "questions": how many were asked} and
     writes every answer to `answers_{arm}.json`.
     """
     model = load(checkpoint, dtype="float32")
     records = []
-    for split in SPLITS:
+    for split, kind in wanted:
         rows = json.loads((root / "data" / f"{split}.json").read_text())
-        records += [row | {"split": split} for row in rows]
+        records += [row | {"split": split} for row in rows if row["kind"] == kind]
     requests = [
         Request([("user", row["conversations"][0]["value"])], [root / "data" / row["image"]])
         for row in records

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -29,7 +30,7 @@ from mgm_jax.tree import flatten, unflatten
 
 NOTE = """\
 No pretrained towers can be had offline, so the demo first pretrains two tiny ones: a ConvNeXt that
-reads digits at 224 px and a ViT that sees the same pictures at 28 px. Then it freezes them and
+reads digits at 192 px and a ViT that sees the same pictures at 12 px. Then it freezes them and
 trains as any Mini-Gemini is trained: stage 1 (projector and mining), stage 2 (and the language
 model), once with mining and once with the low-resolution tower alone."""
 
@@ -88,7 +89,10 @@ class Demo:
         return config.get_demo(self.size)
 
     def build_data(self) -> dict:
-        return build_dataset(self.root / "data", self.seed, self.sizes.pictures.to_dict())
+        hr_size = config.model(self.sizes.vocab_size, "mining")["image"]["hr_size"]
+        return build_dataset(
+            self.root / "data", self.seed, self.sizes.pictures.to_dict(), hr_size=hr_size
+        )
 
     def build_tokenizer(self) -> dict:
         template = get_template("v1")
@@ -112,24 +116,23 @@ class Demo:
         parts = glyphs.split_glyphs(self.seed)
         shipped = photos.load_photos(photos.TRAIN_PHOTOS)
         hr, lr = sizes.hr_tower.to_dict(), sizes.lr_tower.to_dict()
-        canvas = hr.pop("canvas")
-        composer, check = (
-            towers.Composer.make(s, shipped, parts[split], cfg.image.hr_size, count)
-            for s, split, count in ((self.seed, "train", sizes.backgrounds), (self.seed + 1, "val", 100))
+        canvas, draws = hr.pop("canvas"), lr.pop("draws")
+        train_pieces, check_pieces = (
+            towers.make_backgrounds(seed, shipped, cfg.image.hr_size, count)
+            for seed, count in ((self.seed, sizes.backgrounds), (self.seed + 1, 100))
         )
+        jobs = {
+            "convnext": (towers.HrReader(cfg), hr, partial(towers.hr_examples, canvas=canvas)),
+            "clip": (towers.LrReader(cfg), lr, partial(towers.lr_examples, draws=draws)),
+        }
         trained, result = {}, {}
-        for name, reader, examples, recipe in (
-            ("convnext", towers.HrReader, lambda c: towers.hr_examples(c, cfg, canvas), hr),
-            ("clip", towers.LrReader, lambda c: towers.lr_examples(c, cfg), lr),
-        ):
+        for name, (reader, recipe, examples) in jobs.items():
+            stream = examples(cfg, train_pieces, parts["train"])
             recipe = towers.Recipe(**recipe)
-            params, _ = towers.pretrain(
-                reader(cfg), examples(composer), recipe, self.seed, f"{name} tower"
-            )
+            params, _ = towers.pretrain(reader, stream, recipe, self.seed, f"{name} tower")
             trained[name] = params["tower"]
-            accuracy = towers.reading_accuracy(
-                reader(cfg), params, examples(check), self.seed, 400
-            )
+            check = examples(cfg, check_pieces, parts["val"])
+            accuracy = towers.reading_accuracy(reader, params, check, self.seed, 400)
             result |= {f"{name}_{k}_accuracy": v for k, v in accuracy.items()}
         for arm in config.ARMS:
             self._save_base(arm, trained)
@@ -152,11 +155,16 @@ class Demo:
         run = config.get_config(arg)
         train.train(run, self.root / f"{arm}_stage{stage}", name=f"{arm} stage {stage}")
 
-    def finish(self) -> dict:
+    def ceiling(self) -> dict:
+        """What the best reader of perfectly cropped LR digits reaches."""
+        image = self.model_config("mining").image
+        ratio = image.hr_size // image.lr_size
+        return lr_ceiling(self.seed, ratio=ratio, **self.sizes.ceiling.to_dict())
+
+    def finish(self, summary: dict) -> dict:
         """The trained model at the top of the working directory, and the page beside it."""
         save_checkpoint(self.root, load_checkpoint(self.root / "mining_stage2" / "model"))
-        written = page.write_page(self.root, self.sizes.page_pictures)
-        return {"page": str(written)}
+        return {"page": str(page.write_page(self.root, summary, self.sizes.page_pictures))}
 
 
 def run(root: Path, seed: int, size: str) -> dict:
@@ -170,25 +178,27 @@ def run(root: Path, seed: int, size: str) -> dict:
     for arm in config.ARMS:
         for stage in (1, 2):
             phases.run(f"{arm}_stage{stage}", lambda arm=arm, stage=stage: demo.train(arm, stage))
-    ceiling = phases.run("ceiling", lambda: lr_ceiling(seed, **demo.sizes.ceiling.to_dict()))
+    ceiling = phases.run("ceiling", demo.ceiling)
     scores = {
         arm: phases.run(
             f"{arm}_answers",
-            lambda arm=arm: evaluate.evaluate(root / f"{arm}_stage2" / "model", root, arm),
+            lambda arm=arm: evaluate.evaluate(
+                root / f"{arm}_stage2" / "model", root, arm, demo.sizes.questions[arm]
+            ),
         )
         for arm in config.ARMS
     }
-    phases.run("page", demo.finish)
     mining, lr_only = scores["mining"], scores["lr_only"]
-    return {
+    summary = {
         "digit_accuracy": mining["test_digit"],
         "digit_accuracy_lr_only": lr_only["test_digit"],
         "lr_ceiling": round(ceiling["accuracy"], 4),
         "colour_accuracy": mining["test_colour"],
         "digit_accuracy_new_photos": mining["new_photos_digit"],
         "questions": mining["questions"] + lr_only["questions"],
-        "seconds": round(phases.seconds(), 1),
     }
+    phases.run("page", lambda: demo.finish(summary))
+    return summary | {"seconds": round(phases.seconds(), 1)}
 
 
 def main(args) -> None:

@@ -41,7 +41,7 @@ class SceneSpec:
 
     canvas: int = 224
     card: tuple[int, int] = (38, 44)  # side of the card in pixels, both ends included
-    glyph: int = SIDE
+    glyph: int = 23
     scale: tuple[float, float] = (0.95, 1.1)
     rotation: float = 8.0  # degrees either way
     shift: float = 1.5  # pixels either way, sub-pixel

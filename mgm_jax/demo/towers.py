@@ -31,7 +31,11 @@ from mgm_jax.nn.norms import LayerNorm
 from mgm_jax.ops.loss import token_losses
 from mgm_jax.ops.views import normalise
 
+# (generator, number of pictures) -> pictures [n, ...] and {name: labels [n, places]}
+Examples = Callable[[np.random.Generator, int], tuple[np.ndarray, dict[str, np.ndarray]]]
+
 DIGITS, COLOURS = 10, len(scenes.COLOUR_NAMES)
+ENERGY = 0.25
 NOTHING, IGNORE = -2, -1  # labels of a place without card, and of one that is not asked about
 
 
@@ -60,15 +64,21 @@ class HrReader(nn.Module):
 
 
 class LrReader(nn.Module):
-    """LR views, pixel values [B, h, h, 3] -> logits of every token: digit [B, N, 11], colour."""
+    """LR views, pixel values [B, h, h, 3] -> logits of every token: digit [B, N, 11], colour.
+
+    Mining adds to these features, so their mean square ("energy") is held at `ENERGY`: left alone
+    they grow ten times as large as what a fresh mining module adds.
+    """
 
     cfg: MgmConfig
 
     @nn.compact
     def __call__(self, pictures):
         x = ClipVit(self.cfg.clip, name="tower")(normalise(pictures, self.cfg.image))
+        energy = jnp.square(x).mean()
         x = LayerNorm(self.cfg.mining_eps, name="norm")(x)
         return {
+            "energy": energy,
             "digit": Linear(DIGITS + 1, (None, None), name="digit")(x),
             "colour": Linear(COLOURS + 1, (None, None), name="colour")(x),
         }
@@ -77,33 +87,24 @@ class LrReader(nn.Module):
 # --------------------------------------------------------------------------------------- examples
 
 
-@dataclasses.dataclass(frozen=True)
-class Composer:
-    """Cards of `glyphs` on pieces of `backgrounds` [n, S, S, 3], by a seeded generator."""
-
-    backgrounds: np.ndarray
-    glyphs: Glyphs
-
-    @classmethod
-    def make(cls, seed: int, photos: dict, glyphs: Glyphs, size: int, count: int):
-        rng = np.random.default_rng([seed, 0xB6])
-        made = [make_background(rng, photos, size, STRONG)[0] for _ in range(count)]
-        return cls(np.stack(made), glyphs)
-
-    def scene(self, rng: np.random.Generator, canvas: int) -> scenes.Scene:
-        """A card that lies wholly inside a random canvas x canvas piece of a background."""
-        free = self.backgrounds.shape[1] - canvas + 1
-        (x, y), i = rng.integers(free, size=2), rng.integers(len(self.backgrounds))
-        image = self.backgrounds[i, y : y + canvas, x : x + canvas].copy()
-        spec = dataclasses.replace(scenes.SCENE, canvas=canvas)
-        return scenes.place_card(rng, image, self.glyphs, spec)
+def make_backgrounds(seed: int, photos: dict, size: int, count: int) -> np.ndarray:
+    """`count` strongly changed pieces of photographs, uint8 [count, size, size, 3]."""
+    rng = np.random.default_rng([seed, 0xB6])
+    return np.stack([make_background(rng, photos, size, STRONG)[0] for _ in range(count)])
 
 
-def hr_examples(composer: Composer, cfg: MgmConfig, canvas: int):
-    """rng, n -> (crops uint8 [n, canvas, canvas, 3], {"digit": labels [n, positions]})."""
+def hr_examples(cfg: MgmConfig, backgrounds: np.ndarray, glyphs: Glyphs, canvas: int) -> Examples:
+    """Crops of canvas x canvas pixels with a whole card: uint8 pictures, digit of each position."""
+    spec = dataclasses.replace(scenes.SCENE, canvas=canvas)
+    free = backgrounds.shape[1] - canvas + 1
+
+    def crop(rng):
+        (x, y), i = rng.integers(free, size=2), rng.integers(len(backgrounds))
+        piece = backgrounds[i, y : y + canvas, x : x + canvas].copy()
+        return scenes.place_card(rng, piece, glyphs, spec)
 
     def make(rng, n):
-        batch = [composer.scene(rng, canvas) for _ in range(n)]
+        batch = [crop(rng) for _ in range(n)]
         maps = np.stack([scenes.digit_map(s, cfg.convnext.patch_size) for s in batch])
         maps = np.where(maps == scenes.BACKGROUND, NOTHING, maps)
         return np.stack([s.image for s in batch]), {"digit": maps.reshape(n, -1)}
@@ -111,33 +112,45 @@ def hr_examples(composer: Composer, cfg: MgmConfig, canvas: int):
     return make
 
 
-def lr_examples(composer: Composer, cfg: MgmConfig):
-    """rng, n -> (LR views float32 [n, h, h, 3], {"digit", "colour": labels [n, N]}).
+def lr_examples(cfg: MgmConfig, backgrounds: np.ndarray, glyphs: Glyphs, draws: int) -> Examples:
+    """LR views of whole pictures: float32 pixel values, digit and colour of each token.
 
-    The token over the card's middle tells the digit; each one that the card covers by a third or
-    more tells the colour.
+    The token over the card's middle tells the digit; that one, and each that the card covers by a
+    third or more, tells the colour. Each glyph is drawn `draws` times beforehand, and a card is
+    sampled only where the LR view reads: the same numbers as `scenes.lr_view` of the whole picture.
     """
-    size, grid = cfg.image.hr_size, cfg.clip.grid
-    edges = np.arange(grid) * (size / grid)
+    size, grid, ratio = cfg.image.hr_size, cfg.clip.grid, cfg.image.hr_size // cfg.image.lr_size
+    taps = np.arange(cfg.image.lr_size)[:, None] * ratio + np.array([ratio // 2 - 1, ratio // 2])
+    taps = taps.reshape(-1)
+    sampled = backgrounds[:, taps][:, :, taps]  # [n, 2h, 2h, 3]
+    edges = np.arange(grid + 1) * (size / grid)
+    pen = np.random.default_rng(0xCA)
+    rows = np.repeat(np.arange(len(glyphs)), draws)
+    colours = pen.integers(COLOURS, size=len(rows))
+    cards = [
+        scenes.draw_card(pen, glyphs.images[g], scenes.COLOUR_NAMES[c])[0]
+        for g, c in zip(rows, colours, strict=True)
+    ]
 
-    def overlap(low, high):  # share of each cell's side that [low, high) covers
-        return np.clip(np.minimum(high, edges + size / grid) - np.maximum(low, edges), 0, None) * (
-            grid / size
-        )
+    def covered(low, high):  # share of each cell's side that [low, high) covers
+        width = np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1])
+        return np.clip(width, 0, None) * (grid / size)
 
     def make(rng, n):
-        batch = [composer.scene(rng, size) for _ in range(n)]
-        digit = np.full((n, grid, grid), NOTHING, np.int32)
-        colour = np.full((n, grid, grid), NOTHING, np.int32)
-        for i, s in enumerate(batch):
-            x0, y0, x1, y1 = s.box
-            covered = overlap(y0, y1)[:, None] * overlap(x0, x1)[None]
-            digit[i][covered > 0] = colour[i][covered > 0] = IGNORE
-            colour[i][covered >= 1 / 3] = scenes.COLOUR_NAMES.index(s.colour)
-            row, column = ((y0 + y1) / 2 * grid / size, (x0 + x1) / 2 * grid / size)
-            digit[i][int(row), int(column)] = s.digit
-            colour[i][int(row), int(column)] = scenes.COLOUR_NAMES.index(s.colour)
-        views = scenes.lr_view(np.stack([s.image for s in batch]), size // cfg.image.lr_size)
+        pictures = sampled[rng.integers(len(sampled), size=n)]
+        digit, colour = (np.full((n, grid, grid), NOTHING, np.int32) for _ in range(2))
+        for i, k in enumerate(rng.integers(len(cards), size=n)):
+            side = len(cards[k])
+            x, y = rng.integers(size - side + 1, size=2)
+            across, down = ((taps >= v) & (taps < v + side) for v in (x, y))
+            pictures[i][np.ix_(down, across)] = cards[k][taps[down] - y][:, taps[across] - x]
+            share = covered(y, y + side)[:, None] * covered(x, x + side)
+            middle = int((y + side / 2) * grid / size), int((x + side / 2) * grid / size)
+            digit[i][share > 0] = colour[i][share > 0] = IGNORE
+            colour[i][share >= 1 / 3] = colours[k]
+            digit[i][middle], colour[i][middle] = glyphs.labels[rows[k]], colours[k]
+        h = cfg.image.lr_size
+        views = pictures.reshape(n, h, 2, h, 2, 3).mean((2, 4), dtype=np.float32)
         return views, {"digit": digit.reshape(n, -1), "colour": colour.reshape(n, -1)}
 
     return make
@@ -178,7 +191,7 @@ def _ahead(make: Callable, depth: int = 4):
     return ready.get
 
 
-def pretrain(reader: nn.Module, examples: Callable, recipe: Recipe, seed: int, name: str):
+def pretrain(reader: nn.Module, examples: Examples, recipe: Recipe, seed: int, name: str):
     """Trains `reader` on fresh batches; returns (its parameters, last loss)."""
     rng = np.random.default_rng([seed, 0x70])
     pictures, labels = examples(rng, recipe.batch)
@@ -192,7 +205,8 @@ def pretrain(reader: nn.Module, examples: Callable, recipe: Recipe, seed: int, n
     def step(params, state, pictures, labels):
         def loss_fn(params):
             logits = reader.apply({"params": params}, pictures)
-            return sum(reading_loss(logits[k], labels[k]) for k in labels)
+            size = jnp.square(logits["energy"] - ENERGY) if "energy" in logits else 0.0
+            return size + sum(reading_loss(logits[k], labels[k]) for k in labels)
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
         updates, state = optimizer.update(grads, state, params)
@@ -208,7 +222,7 @@ def pretrain(reader: nn.Module, examples: Callable, recipe: Recipe, seed: int, n
     return params, float(loss)
 
 
-def reading_accuracy(reader: nn.Module, params, examples: Callable, seed: int, n: int) -> dict:
+def reading_accuracy(reader: nn.Module, params, examples: Examples, seed: int, n: int) -> dict:
     """Share of n fresh pictures whose labelled places, read together, give the right class."""
     pictures, labels = examples(np.random.default_rng([seed, 0x71]), n)
     logits = jax.jit(lambda p, x: reader.apply({"params": p}, x))(params, pictures)

@@ -10,18 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from mgm_jax.models.config import DecoderConfig
-from mgm_jax.nn.linear import Embed, Linear, normal_init
+from mgm_jax.nn.linear import Embed, Linear, fan_in_init, normal_init
 from mgm_jax.nn.norms import RMSNorm
 from mgm_jax.nn.stack import stack
 from mgm_jax.ops.activations import activation
 from mgm_jax.ops.attention import attend, packed_mask
 from mgm_jax.ops.rope import rope_tables, rotate
 
-INIT = normal_init(0.02)
-
 
 def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
-    return Linear(features, axes, use_bias=False, init=INIT, name=name)
+    return Linear(features, axes, use_bias=False, init=fan_in_init, name=name)
 
 
 def empty_cache(cfg: DecoderConfig, batch: int, length: int, dtype=jnp.float32):
@@ -91,7 +89,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        self.embed = Embed(cfg.vocab_size, cfg.dim, ("vocab", "embed"), init=INIT)
+        self.embed = Embed(cfg.vocab_size, cfg.dim, ("vocab", "embed"), init=normal_init(1.0))
         self.layers = stack(Block, cfg.layers, remat=self.remat, scan=self.scan)(cfg)
         self.norm = RMSNorm(cfg.norm_eps)
         if not cfg.tied_embeddings:
