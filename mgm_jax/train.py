@@ -285,15 +285,19 @@ def main(argv: list[str] | None = None) -> None:
     from absl import flags
     from ml_collections import config_flags
 
+    argv = ["mgm_jax.train", *(sys.argv[1:] if argv is None else argv)]
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, with an argument after a colon.", flag_values=values
+        "config",
+        None,
+        "A file of configs/, with an argument after a colon.",
+        flag_values=values,
+        sys_argv=argv,
     )
     workdir = flags.DEFINE_string("workdir", None, "Where state and model go.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
-    argv = sys.argv if argv is None else ["mgm_jax.train", *argv]
     if "--help" in argv:
-        print(f"{__doc__}\n{values.main_module_help() or values.get_help()}")
+        print(f"{__doc__}\nconfigs/common.py lists the keys of a config.")
         return
     try:
         values(argv)
