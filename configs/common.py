@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-    """"a=1,b" over `defaults` -> ConfigDict; a bare name means True; unknown names are errors.
+    """ "a=1,b" over `defaults` -> ConfigDict; a bare name means True; unknown names are errors.
 
     Values take the type of their default (None and strings stay strings).
     """
@@ -24,7 +24,9 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             try:
                 values[key] = kind(ast.literal_eval(text))
             except (ValueError, SyntaxError):
-                raise ValueError(f"config argument {key} is {text!r}, expected {kind.__name__}") from None
+                raise ValueError(
+                    f"config argument {key} is {text!r}, expected {kind.__name__}"
+                ) from None
         else:
             values[key] = text
     return ConfigDict(values)
@@ -53,9 +55,7 @@ def train_config() -> ConfigDict:
     c.remat = "full"  # what the backward pass keeps: see nn.stack.REMAT_POLICIES
     c.scan = True  # scan over layers, or unroll
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "expert": 1, "tensor": 1})
-    c.optim = ConfigDict(
-        {"lr": 1e-3, "wd": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": 1.0}
-    )
+    c.optim = ConfigDict({"lr": 1e-3, "wd": 0.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip": 1.0})
     # (regex, value) lists over parameter names, first match wins.
     c.optim.schedule = STAGES[2]
     c.optim.lr_mults = []

@@ -6,9 +6,8 @@ starts them; `get_demo` is the pipeline around them.
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
 from mgm_jax.configs import common
+from ml_collections import ConfigDict
 
 ARMS = ("mining", "lr_only")
 

@@ -81,18 +81,18 @@ def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
-    """The contents of `mgm.json`; CheckpointError if it is missing, unreadable or of another format."""
+    """The contents of `mgm.json`; CheckpointError if missing, unreadable or of another format."""
     file = Path(directory) / "mgm.json"
     try:
         description = json.loads(file.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing: not a checkpoint, or an unfinished one") from None
+        raise CheckpointError(
+            f"{file} is missing: not a checkpoint, or an unfinished one"
+        ) from None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{file}: unreadable ({e})") from e
     if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file}: format is {description.get('format')!r}, expected {FORMAT}"
-        )
+        raise CheckpointError(f"{file}: format is {description.get('format')!r}, expected {FORMAT}")
     return description
 
 

@@ -1,4 +1,4 @@
-"""Progress and measurements: a bar with rate and ETA on stderr, one JSON line a log step on disk."""
+"""Progress (a bar with rate and ETA on stderr) and measurements (one JSON line a log step)."""
 
 from __future__ import annotations
 

@@ -123,7 +123,9 @@ def make_step(model: Mgm, optimizer: optax.GradientTransformation):
 
 def fingerprint(config: ConfigDict) -> str:
     """What a resumed run must agree on: the configuration, but for how it is logged and stored."""
-    values = {k: v for k, v in config.to_dict().items() if k not in ("checkpoint", "log_every", "mesh")}
+    values = {
+        k: v for k, v in config.to_dict().items() if k not in ("checkpoint", "log_every", "mesh")
+    }
     return hashlib.sha256(repr(sorted(flatten(values).items())).encode()).hexdigest()
 
 
@@ -189,9 +191,7 @@ def prepare(config: ConfigDict) -> Run:
     frozen = jax.tree.map(lambda p: p.astype(config.frozen_dtype), frozen)
     optimizer = optim.make_optimizer(config.optim, plan)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
-    opt_shardings = sharding.opt_shardings(
-        opt_shapes, flatten(trainable), flatten(shardings), mesh
-    )
+    opt_shardings = sharding.opt_shardings(opt_shapes, flatten(trainable), flatten(shardings), mesh)
     opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
 
     pictures = Pictures(cfg.image)
@@ -281,7 +281,7 @@ def _loop(run: Run, states: TrainingState, workdir: Path, start: int, name: str)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`--config FILE[:arg] --workdir DIR [--config.key=value]`; errors are one line, exit code 1."""
+    """`--config FILE[:arg] --workdir DIR [--config.key=value]`; an error is one line, exit 1."""
     from absl import flags
     from ml_collections import config_flags
 

@@ -1,6 +1,7 @@
 """A tiny demo directory that several tests train from: data, tokenizer, untrained base models."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def tiny_demo(tmp_path_factory):
     demo.build_data()
     demo.build_tokenizer()
     demo._save_base("mining", {})
+    shutil.copytree(root / "base_mining", root / "mining_stage1" / "model")  # what stage 2 reads
     return root
 
 

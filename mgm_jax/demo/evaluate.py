@@ -26,9 +26,7 @@ def evaluate(checkpoint: Path, root: Path, arm: str, wanted: list[tuple[str, str
         Request([("user", row["conversations"][0]["value"])], [root / "data" / row["image"]])
         for row in records
     ]
-    answers = model.generate(
-        requests, max_new_tokens=MAX_NEW_TOKENS, batch_size=64, progress=True
-    )
+    answers = model.generate(requests, max_new_tokens=MAX_NEW_TOKENS, batch_size=64, progress=True)
     right: dict[str, list[bool]] = {}
     for row, answer in zip(records, answers, strict=True):
         row["found"] = answer

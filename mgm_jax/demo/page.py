@@ -15,6 +15,7 @@ from mgm_jax.api import LoadedModel, load
 from mgm_jax.data.images import load_image, to_hr
 from mgm_jax.ops.views import normalise, views
 
+ARMS = ("mining", "lr_only")
 SCALE = 2  # of a picture on the page
 ROWS = (  # (key of the summary, what it is)
     ("digit_accuracy", "digit, with mining"),
@@ -100,7 +101,7 @@ def write_page(root: Path, summary: dict, pictures: int) -> Path:
     model = load(root, dtype="float32")
     scenes = {s["image"]: s for s in json.loads((root / "data" / "scenes.json").read_text())}
     answers: dict[str, dict[str, dict]] = {}
-    for arm in ("mining", "lr_only"):
+    for arm in ARMS:
         for row in json.loads((root / f"answers_{arm}.json").read_text()):
             answers.setdefault(row["image"], {}).setdefault(row["id"], row)[arm] = row["found"]
     report = root / "report"
@@ -115,7 +116,9 @@ def write_page(root: Path, summary: dict, pictures: int) -> Path:
             text = [f"<p>photograph <i>{scenes[name]['photo']}</i>, {split.replace('_', ' ')}</p>"]
             for row in answers[name].values():
                 text.append(f"<p class=q><b>{html.escape(row['question'])}</b>")
-                text += [_answer(a, row[a], row["answer"]) for a in ("mining", "lr_only") if a in row]
+                text += [
+                    _answer(a, row[a], row["answer"]) for a in ("mining", "lr_only") if a in row
+                ]
             blocks.append(f"<div class=scene><img src={file}><div>{''.join(text)}</div></div>")
     _contact_sheet(strips[: len(strips) // 2][:3] + strips[len(strips) // 2 :][:3]).save(
         report / "mined.png"

@@ -205,7 +205,7 @@ def main(args) -> None:
     """`args`: workdir, seed, size, json. The last line on stdout is the summary as JSON."""
     summary = run(Path(args.workdir), args.seed, args.size)
     print(page.table(summary))
-    print(f'Look: {args.workdir}/report/index.html   Ask: mgm-jax chat {args.workdir}')
+    print(f"Look: {args.workdir}/report/index.html   Ask: mgm-jax chat {args.workdir}")
     line = json.dumps(summary)
     if args.json:
         Path(args.json).write_text(line + "\n")

@@ -174,9 +174,7 @@ def reading_loss(logits, labels):
 
     together = jnp.sum(logits * there[..., None], 1) / jnp.maximum(there.sum(1), 1)[:, None]
     whole = token_losses(together, jnp.maximum(labels.max(1), 0))
-    return (
-        0.5 * mean(losses, there) + mean(whole, there.any(1)) + 0.5 * mean(losses, nothing)
-    )
+    return 0.5 * mean(losses, there) + mean(whole, there.any(1)) + 0.5 * mean(losses, nothing)
 
 
 def _ahead(make: Callable, depth: int = 4):

@@ -54,7 +54,7 @@ class Request:
 def greedy(model: Mgm, params, batch, *, new: int, stop: tuple[int, ...]):
     """Prompts of the batch contract -> most likely continuations [B, new] int32.
 
-    A row ends with the first id of `stop` (kept); what follows is -1. Raises nothing: shapes decide.
+    A row ends with the first id of `stop` (kept); what follows is -1.
     """
     apply = functools.partial(model.apply, {"params": params})
     lengths = (batch["segments"] > 0).sum(-1)  # [B]

@@ -84,7 +84,7 @@ class ClipConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ConvNextConfig:
-    """OpenCLIP ConvNeXt trunk (MGM_SPEC 1.4): stem of stride `patch_size`, then one stage a width."""
+    """OpenCLIP ConvNeXt trunk (MGM_SPEC 1.4): stem of stride `patch_size`, a stage a width."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]

@@ -48,9 +48,7 @@ class Block(nn.Module):
         linear = partial(Linear, init=fan_in_init)
         y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
         y = linear(c, ("conv_out", "conv_in"), name="pw2")(y)
-        init = nn.with_logical_partitioning(
-            nn.initializers.constant(self.gamma_init), ("conv_in",)
-        )
+        init = nn.with_logical_partitioning(nn.initializers.constant(self.gamma_init), ("conv_in",))
         return x + y * self.param("gamma", init, (c,)).astype(x.dtype), None
 
 

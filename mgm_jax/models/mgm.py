@@ -2,8 +2,8 @@
 
 B rows, T tokens, G groups of rows with M picture slots each, P = G*M pictures, N visual tokens a
 picture, D language-model width, C vision width. The batch is a dict; see ARCHITECTURE, batch
-contract: tokens, positions, segments, visual_index [B, T]; images uint8 [G, M, H, W, 3], or in their
-place `features`, what `tower_features` gave for them.
+contract: tokens, positions, segments, visual_index [B, T]; images uint8 [G, M, H, W, 3], or in
+their place `features`, what `tower_features` gave for them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Mgm(nn.Module):
         return self.llm.head(self.llm(x, batch["positions"], batch["segments"])), out
 
     def loss(self, batch):
-        """-> (sum of weighted next-token losses, sum of weights), float32 scalars (MGM_SPEC 2.5)."""
+        """-> (sum of weighted next-token losses, sum of weights), float32 (MGM_SPEC 2.5)."""
         x, _ = self.input_embeddings(batch)
         x = self.llm(x, batch["positions"], batch["segments"])
         return chunked_loss(self.llm.head, x, batch["targets"], batch["loss_weights"])
@@ -110,7 +110,7 @@ class Mgm(nn.Module):
         return self.llm.head(x), cache
 
     def decode(self, tokens, positions, mask, cache, slot):
-        """One step: tokens and positions [B] at cache `slot`, mask [B, S] -> (logits [B, V], cache)."""
+        """One step: tokens, positions [B] at cache `slot`, mask [B, S] -> (logits [B, V], cache)."""
         x = self.llm.embed(tokens[:, None], self.dtype)
         x, cache = self.llm.extend(x, positions[:, None], mask[:, None], cache, slot)
         return self.llm.head(x[:, 0]), cache

@@ -32,5 +32,7 @@ class Projector(nn.Module):
         for i in range(projector_depth(self.kind)):
             if i:
                 x = activation("gelu")(x)
-            x = Linear(self.features, ("vis_embed" if i == 0 else "mlp", "embed"), name=f"fc{i + 1}")(x)
+            x = Linear(
+                self.features, ("vis_embed" if i == 0 else "mlp", "embed"), name=f"fc{i + 1}"
+            )(x)
         return x

@@ -81,7 +81,7 @@ class Embed(nn.Module):
 
 
 class Conv(nn.Module):
-    """Non-overlapping convolution (stride = kernel size), x [B, H, W, C] -> [B, H/p, W/p, features].
+    """Convolution whose stride is its kernel size p: [B, H, W, C] -> [B, H/p, W/p, features].
 
     It is a matrix product over patches: the kernel is stored as `[p*p*C, features]` (row-major over
     patch row, patch column, channel), and the patches are cut by a reshape.

@@ -14,6 +14,8 @@ import numpy as np
 import optax
 import pytest
 from mgm_jax.configs import common
+
+from mgm_jax import optim, train
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.hf import load_hf
 from mgm_jax.convert.rules import export_params
@@ -22,8 +24,6 @@ from mgm_jax.generate.engine import greedy
 from mgm_jax.models.decoder import empty_cache
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.tree import flatten, unflatten
-
-from mgm_jax import optim, train  # isort: skip
 
 HERE = Path(__file__).parent.parent / "golden" / "llama_mha"
 IGNORE = -100
@@ -162,12 +162,18 @@ def test_gradients(golden, loaded, features, stage):
     found = dict(export_params(grads, mgm.rules(model.cfg)))
     expected = json.loads((HERE / "grads.json").read_text())[f"stage{stage}"]["params"]
     assert set(found) == set(expected)  # what trains is what trained there
-    full = {k.split("|")[1]: golden["grads"][k] for k in golden["grads"] if k.startswith(f"stage{stage}|")}
+    full = {
+        k.split("|")[1]: golden["grads"][k]
+        for k in golden["grads"]
+        if k.startswith(f"stage{stage}|")
+    }
     assert full
     for name, facts in expected.items():
         tolerance = 1e-3 * facts["absmax"] + 1e-6
         if name in full:
-            np.testing.assert_allclose(found[name], full[name], atol=tolerance, rtol=0, err_msg=name)
+            np.testing.assert_allclose(
+                found[name], full[name], atol=tolerance, rtol=0, err_msg=name
+            )
         head = found[name].reshape(-1)[:8]
         np.testing.assert_allclose(head, facts["first8"], atol=tolerance, rtol=0, err_msg=name)
         assert list(found[name].shape) == list(facts["shape"])
@@ -262,7 +268,9 @@ def test_schedule():
         factor = optim.make_schedule(spec, steps)
         found = facts["base_lr"] * jax.vmap(factor)(jnp.arange(len(facts["lr_used_at_step"])))
         # float32 cosine near its zero: absolute, against the base rate
-        np.testing.assert_allclose(found, facts["lr_used_at_step"], atol=1e-6 * facts["base_lr"], rtol=1e-6)
+        np.testing.assert_allclose(
+            found, facts["lr_used_at_step"], atol=1e-6 * facts["base_lr"], rtol=1e-6
+        )
 
 
 def test_round_trip_is_bit_equal(loaded):
@@ -275,7 +283,9 @@ def test_round_trip_is_bit_equal(loaded):
     assert set(written) == set(source)
     for name, array in source.items():
         np.testing.assert_array_equal(written[name], array, err_msg=name)
-    changed = flat | {"llm/layers/mlp/up_proj/kernel": flat["llm/layers/mlp/up_proj/kernel"].at[1, 2, 3].add(1)}
+    changed = flat | {
+        "llm/layers/mlp/up_proj/kernel": flat["llm/layers/mlp/up_proj/kernel"].at[1, 2, 3].add(1)
+    }
     after = dict(export_params(changed, mgm.rules(model.cfg)))
     differ = [n for n in source if not np.array_equal(after[n], source[n])]
     assert differ == ["model.layers.1.mlp.up_proj.weight"]

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+
 from mgm_jax.checkpoint import load_checkpoint
 from mgm_jax.tree import flatten
 
@@ -164,8 +165,9 @@ def test_unknown_config_argument(tmp_path, train_in_process):
 
 
 def test_cached_features_need_frozen_towers(tmp_path, tiny_demo, train_command):
-    from mgm_jax import train
     from mgm_jax.configs import common, demo
+
+    from mgm_jax import train
 
     config = demo.get_config(f"stage=2,size=smoke,root={tiny_demo}")
     config.optim.schedule = [(".*", common.COSINE)]

@@ -7,7 +7,7 @@ from mgm_jax.models.config import ClipConfig
 
 
 def rules(cfg: ClipConfig, prefix: str) -> list[Rule]:
-    """`prefix` ends in `vision_model.`; the norm before the layers is spelt `pre_layrnorm` there."""
+    """`prefix` ends in `vision_model.`; the norm before the layers is spelt `pre_layrnorm`."""
     conv = (cfg.patch_size, 3)
     table = [
         Rule(f"{prefix}embeddings.class_embedding", "clip/cls"),
