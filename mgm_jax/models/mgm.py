@@ -110,7 +110,7 @@ class Mgm(nn.Module):
         return self.llm.head(x), cache
 
     def decode(self, tokens, positions, mask, cache, slot):
-        """One step: tokens, positions [B] at cache `slot`, mask [B, S] -> (logits [B, V], cache)."""
+        """A step: tokens, positions [B] at cache `slot`, mask [B, S] -> (logits [B, V], cache)."""
         x = self.llm.embed(tokens[:, None], self.dtype)
         x, cache = self.llm.extend(x, positions[:, None], mask[:, None], cache, slot)
         return self.llm.head(x[:, 0]), cache
