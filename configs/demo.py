@@ -55,7 +55,7 @@ def get_demo(size: str = "full") -> ConfigDict:
     smoke = size == "smoke"
     c = ConfigDict()
     c.vocab_size = 576
-    c.pictures = dict(train=3000, val=200, test=900, new_photos=520)
+    c.pictures = dict(train=4000, val=200, test=900, new_photos=520)
     c.backgrounds = 1500  # pieces of photographs that the towers' examples are composed on
     c.hr_tower = dict(steps=1200, batch=32, lr=4e-3, canvas=56)
     c.lr_tower = dict(steps=250, batch=128, lr=2e-3, draws=3)
@@ -83,7 +83,7 @@ def get_config(arg=None) -> ConfigDict:
     smoke = a.size == "smoke"
     c = common.train_config()
     c.seed = a.seed
-    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 750)
+    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 900)
     before = f"base_{a.arm}" if a.stage == 1 else f"{a.arm}_stage1/model"
     c.init = [(".*", f"{a.root}/{before}")]
     c.dtype = c.frozen_dtype = "float32"
