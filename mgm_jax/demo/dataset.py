@@ -118,7 +118,7 @@ def build_dataset(
     out_dir: str | os.PathLike,
     seed: int,
     sizes: Mapping[str, int] = SIZES,
-    hr_size: int = 224,
+    hr_size: int = 192,
     progress: bool = True,
 ) -> dict[str, int]:
     """Write the dataset and return the number of records of each JSON file (by its stem).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import os
@@ -13,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from mgm_jax.api import LoadedModel, load
 from mgm_jax.data.images import load_image, to_hr
-from mgm_jax.ops.views import normalise, views
+from mgm_jax.models.mgm import Mgm
+from mgm_jax.ops.views import views
 
 ARMS = ("mining", "lr_only")
 SCALE = 2  # of a picture on the page
@@ -38,21 +40,22 @@ def table(summary: dict) -> str:
     return "\n".join(f"{summary[key]:7.1%}  {what}" for key, what in ROWS)
 
 
-def mining_map(model: LoadedModel, picture: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] -> mining weights over the picture, float32 [h, w], 1 at each region's peak.
+@functools.partial(jax.jit, static_argnames="module")
+def look(module: Mgm, params, pictures):
+    """uint8 [P, H, W, 3] -> (LR views [P, h, h, 3], mining weights [P, N, S])."""
+    lr, hr = views(pictures, module.cfg.image)
+    features = module.apply({"params": params}, lr, hr, method="encode_views")
+    _, out = module.apply({"params": params}, features, method="visual_tokens")
+    return lr, out["mining_weights"]
+
+
+def mining_map(weights: np.ndarray, grid: int) -> np.ndarray:
+    """Weights [N, S] of grid x grid tokens -> their map [h, w], 1 at each region's peak.
 
     Each low-resolution token spreads weights that sum to one over its own region.
     """
-
-    def weights(params, pictures):
-        apply = {"params": params}
-        features = model.module.apply(apply, pictures, method="tower_features")
-        _, out = model.module.apply(apply, features, method="visual_tokens")
-        return out["mining_weights"]  # [1, N, S]
-
-    found = np.asarray(jax.jit(weights)(model.params, picture[None]))[0]
-    grid, side = model.config.clip.grid, int(found.shape[1] ** 0.5)
-    found = found / found.max(1, keepdims=True)
+    side = int(weights.shape[1] ** 0.5)
+    found = weights / weights.max(1, keepdims=True)
     found = found.reshape(grid, grid, side, side).transpose(0, 2, 1, 3)
     return found.reshape(grid * side, grid * side)
 
@@ -72,14 +75,14 @@ def overlay(picture: np.ndarray, heat: np.ndarray, box, grid: int) -> Image.Imag
 
 def strip(model: LoadedModel, picture: np.ndarray, box) -> Image.Image:
     """HR picture, LR view, and what was mined, side by side."""
-    spec, size = model.config.image, picture.shape[0] * SCALE
-    lr, _ = jax.jit(views, static_argnums=1)(picture, spec)
-    pixels = (np.asarray(lr) - np.asarray(normalise(np.zeros(3, np.uint8), spec))) * spec.std
-    lr = Image.fromarray(np.uint8(np.clip(pixels * 255, 0, 255).round()))
+    spec, size, grid = model.config.image, picture.shape[0] * SCALE, model.config.clip.grid
+    (lr,), (weights,) = jax.device_get(look(model.module, model.params, picture[None]))
+    pixels = 255 * (lr * np.array(spec.std) + np.array(spec.mean))
+    lr = Image.fromarray(np.uint8(np.clip(pixels, 0, 255).round()))
     parts = (
         Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC),
         lr.resize((size, size), Image.Resampling.NEAREST),
-        overlay(picture, mining_map(model, picture), box, model.config.clip.grid),
+        overlay(picture, mining_map(weights, grid), box, grid),
     )
     out = Image.new("RGB", (3 * size + 2 * 12, size), "white")
     for i, part in enumerate(parts):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_SIDE = 640  # larger pictures are scaled down once; a scene shows 224 px of them
+MAX_SIDE = 640  # larger pictures are scaled down once; a scene shows 192 px of them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_pictures_agree_with_the_scene(built):
     names, table = list(COLOURS), np.array(list(COLOURS.values()), float)
     for scene in read(out, "scenes"):
         picture = np.asarray(Image.open(out / scene["image"]))
-        assert picture.shape == (224, 224, 3)
+        assert picture.shape == (192, 192, 3)
         x0, y0, x1, y1 = scene["box"]
         card = np.median(picture[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].reshape(-1, 3), 0)
         assert names[np.abs(table - card).sum(1).argmin()] == scene["colour"]

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
+import scene_batch
 
 from mgm_jax.demo import scenes
 from mgm_jax.demo.backgrounds import MILD, STRONG
-from mgm_jax.demo.scenes import BACKGROUND, CROP, IGNORE, SCENE
+from mgm_jax.demo.scenes import BACKGROUND, IGNORE, SCENE
 
 
 def draw(photos, glyphs, seed=0, n=40, spec=SCENE, augment=STRONG):
@@ -35,10 +36,10 @@ def test_colour_position_and_digit_agree_with_the_pixels(all_photos, parts, augm
     table = np.array(list(scenes.COLOURS.values()), np.float32)
     labels = dict(zip(parts["test"].ids.tolist(), parts["test"].labels.tolist(), strict=True))
     for scene in draw(all_photos, parts["test"], augment=augment):
-        assert scene.image.shape == (224, 224, 3) and scene.image.dtype == np.uint8
+        assert scene.image.shape == (192, 192, 3) and scene.image.dtype == np.uint8
         assert labels[scene.glyph] == scene.digit
         x0, y0, x1, y1 = scene.box
-        assert 0 <= x0 < x1 <= 224 and 0 <= y0 < y1 <= 224
+        assert 0 <= x0 < x1 <= 192 and 0 <= y0 < y1 <= 192
         assert SCENE.card[0] <= x1 - x0 == y1 - y0 <= SCENE.card[1]
         a, b, c, d = scene.digit_box
         assert x0 <= a < c <= x1 and y0 <= b < d <= y1
@@ -52,14 +53,18 @@ def test_colour_position_and_digit_agree_with_the_pixels(all_photos, parts, augm
 
 
 def test_every_colour_and_digit_is_drawn(all_photos, parts):
-    batch = scenes.batch(np.random.default_rng(0), 300, all_photos, parts["train"], CROP)
+    batch = scene_batch.batch(
+        np.random.default_rng(0), 300, all_photos, parts["train"], scene_batch.CROP
+    )
     assert set(batch["colour"]) == set(range(len(scenes.COLOURS)))
     assert set(batch["digit"]) == set(range(10))
 
 
 def test_place_card_keeps_the_background_around_it(parts):
     image = np.full((96, 96, 3), 77, np.uint8)
-    scene = scenes.place_card(np.random.default_rng(0), image, parts["train"], CROP, photo="wall")
+    scene = scenes.place_card(
+        np.random.default_rng(0), image, parts["train"], scene_batch.CROP, photo="wall"
+    )
     assert scene.photo == "wall"
     x0, y0, x1, y1 = np.clip(scene.box, 0, 96)
     around = np.ones((96, 96), bool)
@@ -103,7 +108,9 @@ def test_digit_map_ignores_a_digit_that_is_cut():
 
 
 def test_crops_keep_most_of_the_card(all_photos, parts):
-    batch = scenes.batch(np.random.default_rng(0), 60, all_photos, parts["train"], CROP, stride=8)
+    batch = scene_batch.batch(
+        np.random.default_rng(0), 60, all_photos, parts["train"], scene_batch.CROP, stride=8
+    )
     assert batch["image"].shape == (60, 96, 96, 3) and batch["map"].shape == (60, 12, 12)
     boxes = batch["box"]
     sides = boxes[:, 2] - boxes[:, 0]
