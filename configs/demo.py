@@ -83,7 +83,7 @@ def get_config(arg=None) -> ConfigDict:
     smoke = a.size == "smoke"
     c = common.train_config()
     c.seed = a.seed
-    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 900)
+    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 800)
     before = f"base_{a.arm}" if a.stage == 1 else f"{a.arm}_stage1/model"
     c.init = [(".*", f"{a.root}/{before}")]
     c.dtype = c.frozen_dtype = "float32"
