@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -75,12 +76,21 @@ def cache_features(
             for f, s in zip(files, shapes, strict=True)
         ]
         read = Pictures(model.cfg.image)
-        for start in tqdm(range(0, len(paths), batch), desc="tower features", unit="batch"):
+
+        def pixels_from(start):
             names = paths[start : start + batch]
-            slots = [names + [None] * (batch - len(names))]
-            leaves = jax.tree.leaves(compute(towers, read(slots)["images"][0]))
-            for out, leaf in zip(maps, leaves, strict=True):
-                out[start : start + len(names)] = np.asarray(leaf)[: len(names)]
+            return read([names + [None] * (batch - len(names))])["images"][0]
+
+        starts = range(0, len(paths), batch)
+        with ThreadPoolExecutor(1) as pool:  # the next batch is read while this one is computed
+            ready = pool.submit(pixels_from, 0)
+            for start in tqdm(starts, desc="tower features", unit="batch", mininterval=2):
+                found = compute(towers, ready.result())
+                if start + batch < len(paths):
+                    ready = pool.submit(pixels_from, start + batch)
+                for out, leaf in zip(maps, jax.tree.leaves(found), strict=True):
+                    rows = out[start : start + batch]
+                    rows[:] = np.asarray(leaf)[: len(rows)]
         for out in maps:
             out.flush()
         key_file.write_text(json.dumps(key))
