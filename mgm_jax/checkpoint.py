@@ -50,9 +50,8 @@ def _writing(directory: Path):
         reason = os.strerror(e.errno) if e.errno else str(e)
         raise CheckpointError(f"{directory}: cannot write the checkpoint ({reason})") from e
     except (ValueError, RuntimeError) as e:  # tensorstore reports the same failures as these
-        text = str(e)
-        if "No space left" in text or "Read-only" in text or "Permission denied" in text:
-            line = text.splitlines()[0]
+        if "os_error_code" in str(e):
+            line = str(e).splitlines()[0]
             raise CheckpointError(f"{directory}: cannot write the checkpoint ({line})") from e
         raise
 

@@ -34,13 +34,14 @@ def test_batched_generation_equals_one_by_one(model):
     requests = [
         mgm_jax.Request([("user", "What digit is on the card?")], [picture(0)]),
         mgm_jax.Request([("user", "Hello")]),
-        mgm_jax.Request([("user", "<image>\nand <image>\nare two")], [picture(1), picture(2)]),
-        mgm_jax.Request([("user", "a"), ("assistant", "b"), ("user", "c?")], [picture(3)]),
+        mgm_jax.Request(
+            [("user", "<image>\nand <image>\nare?"), ("assistant", "two"), ("user", "why?")],
+            [picture(1), picture(2)],
+        ),
     ]
-    together = model.generate(requests, max_new_tokens=6, batch_size=4)
+    together = model.generate(requests, max_new_tokens=6, batch_size=3)
     alone = [model.generate([r], max_new_tokens=6)[0] for r in requests]
     assert together == alone
-    assert model.generate(requests[:3], max_new_tokens=6, batch_size=2) == alone[:3]
     assert len(set(alone)) > 1
 
 
