@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+BOOLS = {"": True, "true": True, "false": False}
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
@@ -19,7 +22,9 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             raise ValueError(f"config argument {key!r} is unknown, expected {sorted(defaults)}")
         kind = type(defaults[key])
         if kind is bool:
-            values[key] = {"": True, "true": True, "false": False}[text.lower()]
+            if text.lower() not in BOOLS:
+                raise ValueError(f"config argument {key} is {text!r}, expected true or false")
+            values[key] = BOOLS[text.lower()]
         elif kind in (int, float):
             try:
                 values[key] = kind(ast.literal_eval(text))
@@ -47,7 +52,8 @@ def train_config() -> ConfigDict:
     c.seed = 0
     c.steps = 0  # optimizer steps; a run must set it
     c.model = None  # a dict like mgm.json's "model", or None: that of the first checkpoint in init
-    c.tokenizer = None  # a tokenizer directory, or None: that of the first checkpoint in init
+    # A tokenizer directory, or None: that of the first checkpoint in init.
+    c.tokenizer = placeholder(str)
     # (regex, model directory or None = random), first match wins.
     c.init = [(".*", None)]
     c.dtype = "bfloat16"  # of the computation
@@ -68,7 +74,7 @@ def train_config() -> ConfigDict:
             "batch": 128,  # rows of a global batch
             "length": 2048,  # tokens of a row, visual ones included
             "threads": 8,  # that read and decode ahead
-            "cache_features": None,  # a directory that keeps the features of frozen towers
+            "cache_features": placeholder(str),  # a directory for the frozen towers' features
         }
     )
     c.checkpoint = ConfigDict({"every": 1000, "keep": 2})

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from mgm_jax.text import load_tokenizer
 from mgm_jax.tree import diff, flatten
 
 FORMAT = 1
+KEYS = ("model", "template", "tokenizer", "provenance")  # of mgm.json, beside "format"
 
 
 class CheckpointError(ValueError):
@@ -42,24 +47,46 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def _writing(directory: Path):
+def writing(directory: str | Path, what: str = "the checkpoint"):
     """Turns a full disk or a read-only place into one CheckpointError that names it."""
     try:
         yield
     except OSError as e:
         reason = os.strerror(e.errno) if e.errno else str(e)
-        raise CheckpointError(f"{directory}: cannot write the checkpoint ({reason})") from e
+        raise CheckpointError(f"{directory}: cannot write {what} ({reason})") from e
     except (ValueError, RuntimeError) as e:  # tensorstore reports the same failures as these
         if "os_error_code" in str(e):
             line = str(e).splitlines()[0]
-            raise CheckpointError(f"{directory}: cannot write the checkpoint ({line})") from e
+            raise CheckpointError(f"{directory}: cannot write {what} ({line})") from e
         raise
+
+
+@functools.cache
+def hush_stragglers() -> None:
+    """For commands: a failed checkpoint is one error, without the tracebacks on the way to it.
+
+    Orbax logs what it raises, and leaves an array's siblings running when it fails; later they
+    report to an event loop that is gone, or to nobody.
+    """
+    show = sys.unraisablehook
+
+    def hook(event):
+        if str(event.exc_value) != "Event loop is closed":
+            show(event)
+
+    sys.unraisablehook = hook
+
+    def keep(record):
+        return not record.exc_info or not re.search("/(orbax|asyncio)/", record.pathname)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(keep)
 
 
 def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
     """Writes a model directory; an older one at that place is replaced."""
     directory = Path(directory).absolute()
-    with _writing(directory):
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "mgm.json").unlink(missing_ok=True)
         for part in ("params", "tokenizer"):
@@ -90,8 +117,11 @@ def describe(directory: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{file}: unreadable ({e})") from e
-    if description.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: format is {description.get('format')!r}, expected {FORMAT}")
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{file}: format is {found!r}, expected {FORMAT}")
+    if missing := [k for k in KEYS if k not in description]:
+        raise CheckpointError(f"{file}: missing key {missing[0]!r}")
     return description
 
 
@@ -141,7 +171,7 @@ class TrainingState:
     def __init__(self, directory: str | Path, *, keep: int, fingerprint: str):
         self.directory = Path(directory).absolute()
         self.fingerprint = fingerprint
-        with _writing(self.directory):
+        with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -151,12 +181,24 @@ class TrainingState:
                 item_names=("state", "run"),
             )
 
-    def latest(self) -> int | None:
-        return self._manager.latest_step()
+    def latest(self) -> int:
+        """The newest step, 0 if there is none; CheckpointError if another configuration made it."""
+        step = self._manager.latest_step()
+        if step is None:
+            return 0
+        args = ocp.args.Composite(run=ocp.args.JsonRestore())
+        with self._reading(step) as where:
+            found = self._manager.restore(step, args=args)["run"]["fingerprint"]
+        if found != self.fingerprint:
+            raise CheckpointError(
+                f"{where} belongs to a run with another configuration; use another workdir, or "
+                "delete it to start anew"
+            )
+        return step
 
     def save(self, step: int, state) -> None:
         run = {"step": step, "fingerprint": self.fingerprint}
-        with _writing(self.directory):
+        with writing(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -167,23 +209,21 @@ class TrainingState:
 
     def restore(self, step: int, abstract):
         """The state at `step`, placed as the ShapeDtypeStructs of `abstract` say."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        with self._reading(step):
+            return self._manager.restore(step, args=args)["state"]
+
+    @contextlib.contextmanager
+    def _reading(self, step: int):
         where = self.directory / str(step)
         try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
-                ),
-            )
-        except Exception as e:
+            yield where
+        except Exception as e:  # whatever a damaged file makes orbax and its parts raise
             line = (str(e).splitlines() or [repr(e)])[0]
-            raise CheckpointError(f"{where}: unreadable training state ({line})") from e
-        if found["run"]["fingerprint"] != self.fingerprint:
             raise CheckpointError(
-                f"{where} belongs to a run with another configuration; use another workdir, or "
-                "delete it to start anew"
-            )
-        return found["state"]
+                f"{where}: unreadable training state ({line}); delete it to resume from an older "
+                "one"
+            ) from e
 
     def close(self) -> None:
         self._manager.close()

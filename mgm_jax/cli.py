@@ -50,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     args, rest = build_parser().parse_known_args(argv)
     if rest and args.command != "train":
         build_parser().error(f"unknown argument {rest[0]!r}")
+    from mgm_jax.checkpoint import hush_stragglers
+
+    hush_stragglers()
     try:
         if args.command == "train":
             from mgm_jax import train

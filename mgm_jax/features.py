@@ -1,14 +1,14 @@
 """A cache of the frozen towers' features on disk (trainer option `data.cache_features`).
 
-One `.npy` a feature array, row = picture, memory-mapped. `key.json` is written last and says what
-the rows were computed from: tower parameters, image spec, pictures (path, size, time of change).
+One `.bin` a feature array, row = picture, memory-mapped. `key` is written last and says what the
+rows were computed from: tower parameters, image spec, pictures (path, size, time of change).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from mgm_jax.checkpoint import writing
+from mgm_jax.data.images import ImageError
 from mgm_jax.data.pipeline import Pictures
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.tree import flatten
@@ -50,7 +52,10 @@ def _key(params, model: Mgm, paths: Sequence[str]) -> str:
         digest.update(np.asarray(value).tobytes())
     digest.update(repr((model.cfg.image, model.cfg.clip, model.cfg.convnext, model.dtype)).encode())
     for path in paths:
-        stat = Path(path).stat()
+        try:
+            stat = Path(path).stat()
+        except OSError as error:
+            raise ImageError(f"picture {path}: {error.strerror}") from error
         digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
 
@@ -58,23 +63,24 @@ def _key(params, model: Mgm, paths: Sequence[str]) -> str:
 def cache_features(
     directory: str | Path, model: Mgm, params, paths: Sequence[str], *, batch: int = 16
 ) -> CachedFeatures:
-    """Computes (or reuses, if nothing that they depend on has changed) the features of `paths`."""
+    """Computes (or reuses, if nothing that they depend on has changed) the features of `paths`.
+
+    `params` as the training step has them (their dtype matters). Raises ValueError without paths,
+    ImageError for a picture that is missing or corrupt, CheckpointError for a cache that cannot be
+    written.
+    """
     directory, paths = Path(directory), sorted(set(paths))
-    key, key_file = _key(params, model, paths), directory / "key.json"
+    if not paths:
+        raise ValueError("data.cache_features: the records have no pictures, expected at least one")
+    key, key_file = _key(params, model, paths), directory / "key"
     towers = {"params": {t: params[t] for t in TOWERS if t in params}}
     compute = jax.jit(lambda towers, x: model.apply(towers, x, method="tower_features"))
     size = model.cfg.image.hr_size
     pixels = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
     shapes, structure = jax.tree.flatten(jax.eval_shape(compute, towers, pixels))
-    files = [directory / f"{i}.npy" for i in range(len(shapes))]
+    files = [directory / f"{i}.bin" for i in range(len(shapes))]
 
-    if not (key_file.exists() and json.loads(key_file.read_text()) == key):
-        directory.mkdir(parents=True, exist_ok=True)
-        key_file.unlink(missing_ok=True)
-        maps = [
-            np.lib.format.open_memmap(f, "w+", s.dtype, (len(paths), *s.shape[1:]))
-            for f, s in zip(files, shapes, strict=True)
-        ]
+    if not (key_file.exists() and key_file.read_text() == key):
         read = Pictures(model.cfg.image)
 
         def pixels_from(start):
@@ -82,17 +88,25 @@ def cache_features(
             return read([names + [None] * (batch - len(names))])["images"][0]
 
         starts = range(0, len(paths), batch)
-        with ThreadPoolExecutor(1) as pool:  # the next batch is read while this one is computed
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(writing(directory, "the tower features"))
+            directory.mkdir(parents=True, exist_ok=True)
+            key_file.unlink(missing_ok=True)
+            # Written in order: a full disk is an OSError here, and a dead process under a map.
+            outs = [stack.enter_context(open(f, "wb")) for f in files]
+            # The next batch is read while this one is computed.
+            pool = stack.enter_context(ThreadPoolExecutor(1))
             ready = pool.submit(pixels_from, 0)
             for start in tqdm(starts, desc="tower features", unit="batch", mininterval=2):
                 found = compute(towers, ready.result())
                 if start + batch < len(paths):
                     ready = pool.submit(pixels_from, start + batch)
-                for out, leaf in zip(maps, jax.tree.leaves(found), strict=True):
-                    rows = out[start : start + batch]
-                    rows[:] = np.asarray(leaf)[: len(rows)]
-        for out in maps:
-            out.flush()
-        key_file.write_text(json.dumps(key))
-    leaves = tuple(np.load(f, mmap_mode="r") for f in files)
+                for out, leaf in zip(outs, jax.tree.leaves(found), strict=True):
+                    out.write(np.asarray(leaf)[: len(paths) - start].tobytes())
+        with writing(directory, "the tower features"):
+            key_file.write_text(key)
+    leaves = tuple(
+        np.memmap(f, s.dtype, "r", shape=(len(paths), *s.shape[1:]))
+        for f, s in zip(files, shapes, strict=True)
+    )
     return CachedFeatures({p: i for i, p in enumerate(paths)}, leaves, structure)

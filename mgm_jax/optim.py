@@ -27,7 +27,7 @@ def make_schedule(spec: Mapping, total_steps: int) -> Schedule:
     the number of steps of linear warm-up; the first step then has factor 0, as in the original.
     """
     spec = dict(spec)
-    decay, warmup = spec.pop("decay"), spec.pop("warmup", 0)
+    decay, warmup = spec.pop("decay", None), spec.pop("warmup", 0)
     if spec:
         raise ValueError(f"schedule: unknown key {sorted(spec)[0]!r}, expected decay, warmup")
     if decay not in ("cosine", "constant"):
@@ -40,7 +40,8 @@ def make_schedule(spec: Mapping, total_steps: int) -> Schedule:
         step = jnp.asarray(step, jnp.float32)
         rest = 1.0
         if decay == "cosine":
-            rest = 0.5 * (1 + jnp.cos(jnp.pi * (step - steps) / max(1, total_steps - steps)))
+            # (1 + cos) / 2 with the error relative to the rate also where it is small.
+            rest = jnp.sin(jnp.pi / 2 * (total_steps - step) / max(1, total_steps - steps)) ** 2
         return jnp.where(step < steps, step / max(1, steps), rest)
 
     return factor

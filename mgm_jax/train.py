@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from mgm_jax.checkpoint import (
     CheckpointError,
     TrainingState,
     check_params,
-    describe,
+    hush_stragglers,
     load_checkpoint,
     save_checkpoint,
 )
@@ -35,13 +34,15 @@ from mgm_jax.features import TOWERS, cache_features
 from mgm_jax.metrics import Metrics
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
+from mgm_jax.settings import (
+    TrainingError,
+    check_numbers,
+    config_error,
+    fingerprint,
+    read_model_config,
+)
 from mgm_jax.text import load_tokenizer
 from mgm_jax.tree import flatten, match_first, unflatten
-
-
-class TrainingError(ValueError):
-    """A run that cannot start or go on: says which key or step, what was found, what to do."""
-
 
 # ---------------------------------------------------------------------------------------- model
 
@@ -121,26 +122,6 @@ def make_step(model: Mgm, optimizer: optax.GradientTransformation):
 # ------------------------------------------------------------------------------------------ run
 
 
-def fingerprint(config: ConfigDict) -> str:
-    """What a resumed run must agree on: the configuration, but for how it is logged and stored."""
-    values = {
-        k: v for k, v in config.to_dict().items() if k not in ("checkpoint", "log_every", "mesh")
-    }
-    return hashlib.sha256(repr(sorted(flatten(values).items())).encode()).hexdigest()
-
-
-def read_model_config(config: ConfigDict) -> tuple[MgmConfig, str]:
-    """The model's config and the tokenizer's directory, from the run or its first checkpoint."""
-    paths = [path for _, path in config.init if path is not None]
-    if (config.model is None or config.tokenizer is None) and not paths:
-        key = "model" if config.model is None else "tokenizer"
-        raise TrainingError(f"config.{key} is not set, and config.init names no checkpoint")
-    description = describe(paths[0]) if paths else {}
-    model = config.model.to_dict() if config.model else description["model"]
-    tokenizer = config.tokenizer or str(Path(paths[0]) / description["tokenizer"])
-    return MgmConfig.from_dict(model), tokenizer
-
-
 @dataclasses.dataclass
 class Run:
     """Everything that a training loop needs, made from a config; nothing has been compiled yet."""
@@ -168,8 +149,7 @@ class Run:
 
 def prepare(config: ConfigDict) -> Run:
     """Checks the whole configuration, reads the data, and places parameters on the mesh."""
-    if config.steps < 1:
-        raise TrainingError(f"config.steps is {config.steps}, expected at least 1")
+    check_numbers(config)
     mesh = sharding.make_mesh(config.mesh.to_dict())
     sharding.check_batch(config.data.batch, mesh)
     cfg, tokenizer_dir = read_model_config(config)
@@ -201,7 +181,7 @@ def prepare(config: ConfigDict) -> Run:
                 f"config.data.cache_features needs frozen towers, but {moving[0]} is trained"
             )
         paths = [path for record in source for path in record.images]
-        pictures = cache_features(config.data.cache_features, model, params, paths)
+        pictures = cache_features(config.data.cache_features, model, frozen, paths)
     dataset = make_dataset(
         source,
         encoder,
@@ -228,14 +208,14 @@ def train(config: ConfigDict, workdir: str | Path, *, name: str = "train") -> Pa
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        states = TrainingState(
-            workdir / "state", keep=config.checkpoint.keep, fingerprint=fingerprint(config)
-        )
     except OSError as e:
         raise CheckpointError(f"{workdir}: cannot write there ({e.strerror})") from e
+    states = TrainingState(
+        workdir / "state", keep=config.checkpoint.keep, fingerprint=fingerprint(config)
+    )
+    start = states.latest()
     run = prepare(config)
     with jax.set_mesh(run.mesh):
-        start = states.latest() or 0
         if start:
             abstract = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), run.state
@@ -263,15 +243,17 @@ def _loop(run: Run, states: TrainingState, workdir: Path, start: int, name: str)
             run.state, values = run.step(run.state, run.frozen, next(data))
             metrics.advance()
             last = step == config.steps
-            if step % config.log_every == 0 or last:
+            log, save = (step % n == 0 or last for n in (config.log_every, config.checkpoint.every))
+            if log or save:
                 values = {k: float(v) for k, v in values.items()}
+            if log:
                 metrics.write(step, values)
-                if not np.isfinite(values["loss"]):
-                    raise TrainingError(
-                        f"loss is {values['loss']} at step {step}; the newest good state is "
-                        f"{states.latest() or 'none'} in {states.directory}"
-                    )
-            if step % config.checkpoint.every == 0 or last:
+            if (log or save) and not np.isfinite([values["loss"], values["grad_norm"]]).all():
+                raise TrainingError(
+                    f"loss is {values['loss']}, grad_norm {values['grad_norm']} at step {step}; "
+                    f"the newest state in {states.directory} is of step {states.latest()}"
+                )
+            if save:
                 states.save(step, run.state)
     finally:
         metrics.close()
@@ -285,6 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     from absl import flags
     from ml_collections import config_flags
 
+    hush_stragglers()
     argv = ["mgm_jax.train", *(sys.argv[1:] if argv is None else argv)]
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file(
@@ -296,13 +279,19 @@ def main(argv: list[str] | None = None) -> None:
     )
     workdir = flags.DEFINE_string("workdir", None, "Where state and model go.", flag_values=values)
     flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
-    if "--help" in argv:
+    if {"-h", "--help"} & set(argv):
         print(f"{__doc__}\nconfigs/common.py lists the keys of a config.")
         return
+    expected = (flags.Error, AttributeError, KeyError, ValueError, OSError)
     try:
         values(argv)
-        train(config.value, workdir.value)
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as e:
+        run = config.value
+        run.steps  # noqa: B018  a file that could not be read only now says so
+    except expected as e:
+        raise SystemExit(f"error: {config_error(e)}") from e
+    try:
+        train(run, workdir.value)
+    except expected as e:
         raise SystemExit(f"error: {e}") from e
 
 

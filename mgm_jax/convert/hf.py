@@ -19,6 +19,28 @@ CLIP = "model.vision_tower.vision_tower.vision_model."
 AUX = "model.vision_tower_aux."
 
 
+class Required(dict):
+    """A dict whose missing keys are a ValueError that names the file or directory it came from."""
+
+    def __init__(self, values: dict, kind: str, where: Path):
+        super().__init__(values)
+        self.kind, self.where = kind, where
+
+    def __missing__(self, key):
+        raise ValueError(f"{self.where}: {self.kind} {key!r} is missing")
+
+
+def read_config(directory: Path) -> dict:
+    """config.json. Missing or not JSON: one clear error."""
+    file = directory / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: not a Hugging Face checkpoint")
+    try:
+        return Required(json.loads(file.read_text()), "key", file)
+    except ValueError as e:
+        raise ValueError(f"{file}: not JSON ({e})") from e
+
+
 def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
     """All tensors of a directory's *.safetensors files. Missing or truncated: one clear error."""
     from safetensors import SafetensorError
@@ -33,27 +55,21 @@ def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
             tensors |= load_file(file)
         except SafetensorError as e:
             raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
-    return tensors
+    return Required(tensors, "tensor", directory)
 
 
-def _get(config: dict, key: str, where: Path):
-    if key not in config:
-        raise KeyError(f"{where}: key {key!r} is missing")
-    return config[key]
-
-
-def _decoder(config: dict, where: Path) -> DecoderConfig:
-    heads, dim = _get(config, "num_attention_heads", where), _get(config, "hidden_size", where)
+def _decoder(config: dict) -> DecoderConfig:
+    heads, dim = config["num_attention_heads"], config["hidden_size"]
     return DecoderConfig(
-        vocab_size=_get(config, "vocab_size", where),
+        vocab_size=config["vocab_size"],
         dim=dim,
-        layers=_get(config, "num_hidden_layers", where),
+        layers=config["num_hidden_layers"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads", heads),
         head_dim=dim // heads,
-        mlp_dim=_get(config, "intermediate_size", where),
-        act=_get(config, "hidden_act", where),
-        norm_eps=_get(config, "rms_norm_eps", where),
+        mlp_dim=config["intermediate_size"],
+        act=config["hidden_act"],
+        norm_eps=config["rms_norm_eps"],
         rope_theta=float(config.get("rope_theta", 10000.0)),  # as HF's LlamaConfig
         tied_embeddings=config.get("tie_word_embeddings", False),
     )
@@ -100,29 +116,26 @@ def load_hf(directory: str | Path, *, clip_heads: int | None = None):
     """An MGM directory (config.json + safetensors) -> (MgmConfig, parameter tree of numpy arrays).
 
     `clip_heads`: heads of the CLIP tower, which no tensor's shape tells; without it 64 channels a
-    head, as in every OpenAI CLIP. Unmatched tensors are a ValueError, missing ones a KeyError.
+    head, as in every OpenAI CLIP. ValueError or FileNotFoundError for what is missing or unknown.
     """
     directory = Path(directory)
-    file = directory / "config.json"
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: not a Hugging Face checkpoint")
-    config = json.loads(file.read_text())
+    config = read_config(directory)
     tensors = read_safetensors(directory)
     width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
     clip = _clip(tensors, config, clip_heads or width // 64)
     cfg = MgmConfig(
         image=ImageSpec(
             lr_size=clip.image_size,
-            hr_size=_get(config, "image_size_aux", file),
+            hr_size=config["image_size_aux"],
             aspect=config.get("image_aspect_ratio") or "square",
             grid=config.get("image_grid", 1),
             use_global=config.get("image_global", False),
         ),
         clip=clip,
         convnext=_convnext(tensors),
-        llm=_decoder(config, file),
+        llm=_decoder(config),
         mining_eps=1e-5,  # torch's LayerNorm default
-        projector=_get(config, "mm_projector_type", file),
+        projector=config["mm_projector_type"],
     )
     table = mgm.rules(cfg)
     params = import_params(tensors, table, str(directory))

@@ -68,12 +68,12 @@ def their_names(rule: Rule) -> list[str]:
 
 
 def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], source: str):
-    """Foreign tensors -> our parameter tree. A missing tensor is a KeyError that names it."""
+    """Foreign tensors -> our parameter tree. A missing tensor is a ValueError that names it."""
     flat = {}
     for rule in rules:
         names = their_names(rule)
         if missing := [n for n in names if n not in tensors]:
-            raise KeyError(
+            raise ValueError(
                 f"{source}: tensor {missing[0]!r} is missing"
                 + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
                 + f"; {rule.ours} is made from it"

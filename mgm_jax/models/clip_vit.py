@@ -17,7 +17,7 @@ from mgm_jax.nn.stack import stack
 from mgm_jax.ops.activations import activation
 from mgm_jax.ops.attention import attend
 
-linear = partial(Linear, init=fan_in_init)
+linear = partial(Linear, kernel_init=fan_in_init)
 
 
 class Attention(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,7 +57,7 @@ class ClipConfig:
     mlp_dim: int
     norm_eps: float
     act: str
-    select_layer: int
+    select_layer: int = dataclasses.field(metadata={"signed": True})
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -172,7 +173,8 @@ class MgmConfig:
 
 def build(cls: type, values: Any, where: str) -> Any:
     """Builds dataclass `cls` from a nested mapping; a ValueError names a wrong or missing key."""
-    values = dict(values)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}, expected a mapping")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - set(fields)):
         raise ValueError(f"{where}: unknown key {unknown[0]!r}, expected one of {sorted(fields)}")
@@ -180,7 +182,12 @@ def build(cls: type, values: Any, where: str) -> Any:
     if missing := sorted(required - set(values)):
         raise ValueError(f"{where}: missing key {missing[0]!r}")
     hints = typing.get_type_hints(cls)
-    return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+    values = {k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+    for name, value in values.items():  # every integer is a size or a count, but for `signed` ones
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and number < 1 and "signed" not in fields[name].metadata:
+                raise ValueError(f"{where}.{name} is {number}, expected at least 1")
+    return cls(**values)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -191,6 +198,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is {value!r}, expected a list")
         (item, _) = typing.get_args(hint)
         return tuple(_convert(item, v, where) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

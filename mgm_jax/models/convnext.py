@@ -45,7 +45,7 @@ class Block(nn.Module):
         c = x.shape[-1]
         y = Depthwise(self.cfg.kernel_size, name="dw")(x)
         y = LayerNorm(self.cfg.norm_eps, name="norm")(y)
-        linear = partial(Linear, init=fan_in_init)
+        linear = partial(Linear, kernel_init=fan_in_init)
         y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
         y = linear(c, ("conv_out", "conv_in"), name="pw2")(y)
         init = nn.with_logical_partitioning(nn.initializers.constant(self.gamma_init), ("conv_in",))

@@ -19,7 +19,7 @@ from mgm_jax.ops.rope import rope_tables, rotate
 
 
 def linear(features: int, axes: tuple[str, str], name: str) -> Linear:
-    return Linear(features, axes, use_bias=False, init=fan_in_init, name=name)
+    return Linear(features, axes, use_bias=False, kernel_init=fan_in_init, name=name)
 
 
 def empty_cache(cfg: DecoderConfig, batch: int, length: int, dtype=jnp.float32):
@@ -89,7 +89,9 @@ class Decoder(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        self.embed = Embed(cfg.vocab_size, cfg.dim, ("vocab", "embed"), init=normal_init(1.0))
+        self.embed = Embed(
+            cfg.vocab_size, cfg.dim, ("vocab", "embed"), embedding_init=normal_init(1.0)
+        )
         self.layers = stack(Block, cfg.layers, remat=self.remat, scan=self.scan)(cfg)
         self.norm = RMSNorm(cfg.norm_eps)
         if not cfg.tied_embeddings:

@@ -49,11 +49,11 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str | None, str | None]
     use_bias: bool = True
-    init: Callable = torch_linear_init
+    kernel_init: Callable = torch_linear_init
 
     @nn.compact
     def __call__(self, x):
-        kernel = _param(self, "kernel", self.init, self.axes, (x.shape[-1], self.features))
+        kernel = _param(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
         y = matmul(x, kernel)
         if self.use_bias:
             bias = _param(self, "bias", nn.initializers.zeros, self.axes[1:], (self.features,))
@@ -67,10 +67,11 @@ class Embed(nn.Module):
     rows: int
     features: int
     axes: tuple[str | None, str | None]
-    init: Callable = normal_init(0.02)
+    embedding_init: Callable = normal_init(0.02)
 
     def setup(self):
-        self.embedding = _param(self, "embedding", self.init, self.axes, (self.rows, self.features))
+        shape = (self.rows, self.features)
+        self.embedding = _param(self, "embedding", self.embedding_init, self.axes, shape)
 
     def __call__(self, ids, dtype=jnp.float32):
         return jnp.take(self.embedding, ids, axis=0, mode="clip").astype(dtype)
@@ -91,7 +92,7 @@ class Conv(nn.Module):
     patch: int
     axes: tuple[str | None, str | None]
     use_bias: bool = True
-    init: Callable = fan_in_init
+    kernel_init: Callable = fan_in_init
 
     @nn.compact
     def __call__(self, x):
@@ -100,7 +101,7 @@ class Conv(nn.Module):
         x = x[:, : h - h % p, : w - w % p]  # as a strided convolution does
         x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, h // p, w // p, p * p * c)
-        kernel = _param(self, "kernel", self.init, self.axes, (p * p * c, self.features))
+        kernel = _param(self, "kernel", self.kernel_init, self.axes, (p * p * c, self.features))
         y = matmul(x, kernel)
         if self.use_bias:
             bias = _param(self, "bias", nn.initializers.zeros, self.axes[1:], (self.features,))
