@@ -1,12 +1,23 @@
-"""A tiny demo directory that several tests train from: data, tokenizer, untrained base models."""
+"""A tiny demo to train from, an even smaller model, and runs of both."""
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config):
+    """One compilation cache for the session's processes: most of them compile the same step."""
+    cache = tempfile.mkdtemp(prefix="mgm_jax_tests_")
+    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 @pytest.fixture(scope="session")
@@ -52,5 +63,105 @@ def run_command():
         )
         env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         return subprocess.run(command, capture_output=True, text=True, env=env, **kwargs)
+
+    return run
+
+
+TINY = dict(  # a model that compiles in seconds
+    image=dict(lr_size=8, hr_size=32, aspect="pad"),
+    clip=dict(
+        image_size=8,
+        patch_size=4,
+        width=16,
+        layers=2,
+        heads=2,
+        mlp_dim=32,
+        norm_eps=1e-5,
+        act="quick_gelu",
+        select_layer=-2,
+    ),
+    convnext=dict(widths=(8, 16), depths=(1, 1), patch_size=4, kernel_size=3, norm_eps=1e-6),
+    llm=dict(
+        vocab_size=576,
+        dim=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        mlp_dim=64,
+        act="silu",
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        tied_embeddings=False,
+    ),
+    mining_eps=1e-5,
+    projector="mlp2x_gelu",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_demo, tmp_path_factory):
+    from mgm_jax.text import SentencePieceTokenizer
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    SentencePieceTokenizer.from_file(tiny_demo / "tokenizer.model", legacy=False).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_demo, tiny_tokenizer):
+    """(**{"dotted__key": value}) -> the config of a six-step run of TINY from random parameters."""
+    from mgm_jax.configs import common
+
+    def make(**values):
+        c = common.train_config()
+        c.steps = 6
+        c.model = copy.deepcopy(TINY)
+        c.tokenizer = str(tiny_tokenizer)
+        c.dtype = c.frozen_dtype = "float32"
+        c.remat = "none"
+        c.data.json = str(tiny_demo / "data" / "train.json")
+        c.data.images = str(tiny_demo / "data")
+        c.data.batch = 8
+        c.data.length = 96
+        c.data.threads = 0
+        c.checkpoint.every = 2
+        c.log_every = 1
+        for key, value in values.items():
+            c.update_from_flattened_dict({key.replace("__", "."): value})
+        return c
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_config_file(tiny_config, tmp_path_factory):
+    """A config file whose `get_config` gives `tiny_config()`."""
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    values = tiny_config().to_dict()
+    file.write_text(
+        textwrap.dedent(f"""
+        from ml_collections import ConfigDict
+
+        from mgm_jax.configs import common
+
+
+        def get_config(arg=None):
+            common.parse_arg(arg, shout=False, number=1)
+            return ConfigDict({values!r})
+        """)
+    )
+    return file
+
+
+@pytest.fixture
+def run_tiny(tiny_config, tmp_path):
+    """(name, **values) -> the workdir of a finished run."""
+
+    from mgm_jax import train
+
+    def run(name, **values):
+        train.train(tiny_config(**values), tmp_path / name)
+        return tmp_path / name
 
     return run

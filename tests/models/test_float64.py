@@ -1,14 +1,16 @@
 """Every epsilon of the model, in float64, against transformers' PyTorch modules.
 
 In float32 a wrong epsilon moves logits by 5e-5, which is close to rounding noise; in float64 the
-two implementations agree to 1e-9 (the language model to 2e-6: transformers keeps its rotary tables
-in float32), and each epsilon that is changed from 1e-5 to 1e-6 or back shows ten times above that.
+two implementations agree to 1e-9, and each epsilon that is changed from 1e-5 to 1e-6 or back shows
+ten times above that. The language model agrees to 5e-6 only, since transformers keeps its norms,
+softmax and rotary tables in float32; `test_whole_float64.py` has it to 1e-9.
 """
 
 import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -57,10 +59,15 @@ def part(tensors, prefix, renames=()):
 
 
 def check(ours, reference, cfg, field, x, tolerance):
-    """`ours(cfg)(x)` equals `reference`, and does not once `field` is another epsilon."""
-    np.testing.assert_allclose(ours(cfg, x), reference, atol=tolerance, rtol=0)
-    wrong = dataclasses.replace(cfg, **{field: OTHER_EPS[getattr(cfg, field)]})
-    assert np.abs(np.asarray(ours(wrong, x)) - reference).max() > 10 * tolerance
+    """`ours(cfg, x)` equals `reference`, and does not once `field` is another epsilon."""
+    eps = getattr(cfg, field)
+
+    @jax.jit
+    def run(eps, x):  # a traced epsilon: one compilation serves both
+        return ours(dataclasses.replace(cfg, **{field: eps}), x)
+
+    np.testing.assert_allclose(run(eps, x), reference, atol=tolerance, rtol=0)
+    assert np.abs(np.asarray(run(OTHER_EPS[eps], x)) - reference).max() > 10 * tolerance
 
 
 def test_clip(loaded, tensors):
@@ -125,8 +132,8 @@ def test_convnext(loaded, tensors):
         hidden = model(pixels, output_hidden_states=True).hidden_states
     reference = hidden[-1].numpy()
     check(
-        lambda cfg, x: np.moveaxis(
-            np.asarray(ConvNext(cfg).apply({"params": params["convnext"]}, x)[-1]), -1, 1
+        lambda cfg, x: jnp.moveaxis(
+            ConvNext(cfg).apply({"params": params["convnext"]}, x)[-1], -1, 1
         ),
         reference,
         c,
@@ -162,12 +169,10 @@ def test_mining_against_the_literal_form(loaded, tensors):
 
     def ours(cfg, x):
         module = PatchInfoMining(120, 32, cfg.mining_eps)
-        mined, found = module.apply({"params": params["mining"]}, x, hr_map)
-        if cfg.mining_eps == 1e-5:
-            np.testing.assert_allclose(found, weights, atol=1e-9, rtol=0)
-        return mined
+        return module.apply({"params": params["mining"]}, x, hr_map)
 
-    check(ours, reference, cfg, "mining_eps", x, 1e-9)
+    check(lambda cfg, x: ours(cfg, x)[0], reference, cfg, "mining_eps", x, 1e-9)
+    check(lambda cfg, x: ours(cfg, x)[1], weights, cfg, "mining_eps", x, 1e-9)
 
 
 @pytest.mark.parametrize("remat,scan", [("none", True), ("full", True), ("dots", False)])
@@ -198,4 +203,4 @@ def test_decoder(loaded, tensors, remat, scan):
         states = module.apply(apply, x, positions, np.ones_like(positions))
         return module.apply(apply, states, method="head")
 
-    check(logits, reference, c, "norm_eps", x, 2e-6)
+    check(logits, reference, c, "norm_eps", x, 5e-6)
