@@ -57,7 +57,7 @@ def get_demo(size: str = "full") -> ConfigDict:
     c.vocab_size = 576
     c.pictures = dict(train=4000, val=200, test=900, new_photos=520)
     c.backgrounds = 1500  # pieces of photographs that the towers' examples are composed on
-    c.hr_tower = dict(steps=1200, batch=32, lr=4e-3, canvas=56)
+    c.hr_tower = dict(steps=1600, batch=32, lr=6e-3, canvas=48)
     c.lr_tower = dict(steps=250, batch=128, lr=2e-3, draws=3)
     c.ceiling = dict(steps=1500, batch_size=256)
     c.page_pictures = 12

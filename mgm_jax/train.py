@@ -31,6 +31,7 @@ from mgm_jax.checkpoint import (
 from mgm_jax.data.pipeline import Encoder, Pictures, batches, make_dataset
 from mgm_jax.data.sources import LlavaJson
 from mgm_jax.features import TOWERS, cache_features
+from mgm_jax.host_memory import keep_freed_memory
 from mgm_jax.metrics import Metrics
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
@@ -150,6 +151,8 @@ class Run:
 def prepare(config: ConfigDict) -> Run:
     """Checks the whole configuration, reads the data, and places parameters on the mesh."""
     check_numbers(config)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     mesh = sharding.make_mesh(config.mesh.to_dict())
     sharding.check_batch(config.data.batch, mesh)
     cfg, tokenizer_dir = read_model_config(config)

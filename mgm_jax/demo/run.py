@@ -24,6 +24,7 @@ from mgm_jax.configs import demo as config
 from mgm_jax.demo import evaluate, glyphs, page, photos, questions, towers
 from mgm_jax.demo.ceiling import lr_ceiling
 from mgm_jax.demo.dataset import build_dataset
+from mgm_jax.host_memory import keep_freed_memory
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.text import SentencePieceTokenizer, get_template, render, train_tokenizer
 from mgm_jax.tree import flatten, unflatten
@@ -170,6 +171,7 @@ class Demo:
 def run(root: Path, seed: int, size: str) -> dict:
     """Runs what is missing of the demo; returns the summary that `main` prints."""
     print(NOTE, file=sys.stderr)
+    keep_freed_memory()
     demo = Demo(root, seed, size)
     phases = Phases(root, {"seed": seed, "size": size})
     phases.run("data", demo.build_data)

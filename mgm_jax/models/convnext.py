@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mgm_jax.models.config import ConvNextConfig
@@ -84,4 +85,5 @@ def fuse_stages(stages):
     """
     size = stages[0].shape[1:3]
     resized = [resize_bilinear(s, size).astype(s.dtype) for s in stages[1:]]
-    return jnp.concatenate([stages[0], *resized], axis=-1)
+    # Without the barrier XLA computes the resized stages again for each use of the map.
+    return jax.lax.optimization_barrier(jnp.concatenate([stages[0], *resized], axis=-1))
