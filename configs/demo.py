@@ -57,7 +57,7 @@ def get_demo(size: str = "full") -> ConfigDict:
     c.vocab_size = 576
     c.pictures = dict(train=4000, val=200, test=900, new_photos=520)
     c.backgrounds = 1500  # pieces of photographs that the towers' examples are composed on
-    c.hr_tower = dict(steps=1600, batch=32, lr=6e-3, canvas=48)
+    c.hr_tower = dict(steps=1400, batch=32, lr=5e-3, canvas=64)
     c.lr_tower = dict(steps=250, batch=128, lr=2e-3, draws=3)
     c.ceiling = dict(steps=1500, batch_size=256)
     c.page_pictures = 12
@@ -83,7 +83,7 @@ def get_config(arg=None) -> ConfigDict:
     smoke = a.size == "smoke"
     c = common.train_config()
     c.seed = a.seed
-    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 800)
+    c.steps = (4 if smoke else 60) if a.stage == 1 else (12 if smoke else 500)
     before = f"base_{a.arm}" if a.stage == 1 else f"{a.arm}_stage1/model"
     c.init = [(".*", f"{a.root}/{before}")]
     c.dtype = c.frozen_dtype = "float32"
@@ -96,10 +96,10 @@ def get_config(arg=None) -> ConfigDict:
     c.data.json = f"{a.root}/data/{'pretrain' if a.stage == 1 else 'train'}.json"
     c.data.images = f"{a.root}/data"
     c.data.template = "plain" if a.stage == 1 else "v1"
-    c.data.batch = 16
+    c.data.batch = 16 if a.stage == 1 or smoke else 32
     c.data.length = 128
     c.data.threads = 2
     c.data.cache_features = f"{a.root}/features_{a.arm}"
-    c.checkpoint.every = 4 if smoke else 150
+    c.checkpoint.every = 4 if smoke else 100
     c.log_every = 2 if smoke else 20
     return c

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ctypes
 
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-OPTIONS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
+# From glibc's malloc.h. One arena, since the others cannot hold a block of 64 MB.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+OPTIONS = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
 
 
 def keep_freed_memory() -> None:
     """Lets this process reuse what it frees; its peak stays, its size no longer shrinks.
+
+    Best before XLA has started its threads: those that have an arena of their own keep it.
 
     Does nothing where the C library has no `mallopt` (musl, macOS, Windows).
     """
