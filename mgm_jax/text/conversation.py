@@ -134,17 +134,18 @@ def render(
 
 
 def encode(
-    segments: Sequence[Segment], tokenizer, images: bool = True
+    segments: Sequence[Segment], tokenizer, images: bool = True, release: bool = False
 ) -> tuple[list[int], list[bool]]:
     """Ids of the joined segments with -200 for each `<image>`, and which ids carry loss.
 
     The bos id comes once, in front (MGM_SPEC 5.5). A token over a border belongs to the segment of
     its first character. Placeholders and bos never carry loss. `images=False` takes `<image>` for
-    ordinary text.
+    ordinary text. `release` is the quirk that MGM-8B was trained with (MGM_SPEC 5.6): bos comes
+    even if the tokenizer adds none, and the first token behind each placeholder is left out.
     """
     text = "".join(segment.text for segment in segments)
     ends = list(itertools.accumulate(len(segment.text) for segment in segments))
-    ids = [tokenizer.bos_id] if tokenizer.add_bos else []
+    ids = [tokenizer.bos_id] if tokenizer.add_bos or release else []
     mask = [False] * len(ids)
     at = 0
     for n, piece in enumerate(text.split(IMAGE_TEXT) if images else [text]):
@@ -153,8 +154,9 @@ def encode(
             mask.append(False)
             at += len(IMAGE_TEXT)
         piece_ids, spans = tokenizer.encode_with_offsets(piece)
-        ids += piece_ids
-        for start, _ in spans:
+        skip = 1 if release and n else 0
+        ids += piece_ids[skip:]
+        for start, _ in spans[skip:]:
             segment = min(bisect.bisect_right(ends, at + start), len(ends) - 1)
             mask.append(segments[segment].carries_loss)
         at += len(piece)
