@@ -173,8 +173,21 @@ def encode_prompt(template: Template, turns: Sequence[Turn], tokenizer) -> list[
     return encode(render(template, turns, open_turn=True), tokenizer)[0]
 
 
-def stop_rule(template: Template, tokenizer) -> tuple[frozenset[int], tuple[str, ...]]:
-    """What ends an answer: token ids, and those stop strings that are no single special token."""
+def stop_rule(
+    template: Template, tokenizer, cli_eos: str = "family"
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """What ends an answer: token ids, and those stop strings that are no single special token.
+
+    `cli_eos="family"` takes all that the template names; "tokenizer", as the original's command
+    line, the tokenizer's end-of-sequence id alone.
+
+    Raises:
+        ValueError: `cli_eos` is something else.
+    """
+    if cli_eos not in ("family", "tokenizer"):
+        raise ValueError(f"cli_eos is {cli_eos!r}, expected 'family' or 'tokenizer'")
+    if cli_eos == "tokenizer":
+        return frozenset({tokenizer.eos_id} - {-1}), ()
     ids = {tokenizer.special_tokens[s] for s in template.stop if s in tokenizer.special_tokens}
     if template.stop_on_eos and tokenizer.eos_id >= 0:
         ids.add(tokenizer.eos_id)
