@@ -106,7 +106,8 @@ def render(
 
     Raises:
         ValueError: the turns do not alternate from the user on, an open turn does not follow the
-            user, or the template holds one question and one answer only.
+            user, the template holds one question and one answer only, or its first turn, which
+            carries the system text, is empty.
     """
     check_alternation(turns, f"template {template.name}")
     if open_turn and turns[-1][0] != "user":
@@ -120,6 +121,8 @@ def render(
         pictures, caption = IMAGE_TEXT * turns[0][1].count(IMAGE_TEXT), turns[1][1]
         return Segment(pictures, False), Segment(caption + template.assistant.tail, True)
 
+    if template.first_user is not None and not turns[0][1]:
+        raise ValueError(f"template {template.name}: the first turn is empty, expected text")
     segments = [Segment(template.system, False)]
     for n, (name, text) in enumerate(turns):
         role = template.assistant if name == "assistant" else template.user

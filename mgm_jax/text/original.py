@@ -8,7 +8,7 @@ dead in the original's training are dead here, and no mask of the default path i
 from collections.abc import Sequence
 
 from mgm_jax.text import conversation
-from mgm_jax.text.conversation import Segment
+from mgm_jax.text.conversation import Segment, Turn
 from mgm_jax.text.templates import IGNORE, IMAGE_ID, RoundRule, Template
 
 
@@ -32,22 +32,48 @@ def original_labels(
         One label for each id: the id itself, or -100; -100 throughout for a dead sample.
     """
     rule = template.original_rounds
-
-    def count(text: str) -> int:
-        return len(conversation.encode([Segment(text, False)], tokenizer, images)[0])
-
     keep, at = [False] * len(ids), rule.start
     for n, part in enumerate(_rounds("".join(s.text for s in segments), rule)):
         if part.count(rule.mark) != 1:
             break
         shift = rule.legacy if tokenizer.legacy else rule.later_nonlegacy * (n > 0)
         instruction = part[: part.index(rule.mark) + len(rule.mark)]
-        answer = at + count(instruction) + rule.instruction_extra + shift
-        at += count(part) + shift
+        answer = at + _count(instruction, tokenizer, images) + rule.instruction_extra + shift
+        at += _count(part, tokenizer, images) + shift
         keep[answer:at] = [True] * len(keep[answer:at])
     total = sum(i != tokenizer.pad_id for i in ids)
     if (max_len is None or at < max_len) and at != total:
         return [IGNORE] * len(ids)
+    return _labels(ids, keep)
+
+
+def signal_text(template: Template, turns: Sequence[Turn]) -> tuple[str, ...]:
+    """The text of a format of `original_signals`: the system, a part for each turn, an end."""
+    roles = {"user": template.user.header, "assistant": template.assistant.header}
+    parts = (f"### {roles[role]} {text}\n" for role, text in turns)
+    return f"{template.original_signals}\n\n", *parts, "### "
+
+
+def signal_labels(parts: Sequence[str], tokenizer, ids: Sequence[int], images: bool) -> list[int]:
+    """Labels for the ids of `signal_text`: what the user says is masked but for two ids of "###".
+
+    The bos of each part that is measured counts, so the masks drift by one a turn, as they did.
+    """
+    at, keep = _count(parts[0], tokenizer, images), [True] * len(ids)
+    keep[:at] = [False] * len(keep[:at])
+    for n, part in enumerate(parts[1:-1]):
+        length = _count(part, tokenizer, images)
+        if n % 2 == 0:
+            keep[at + 2 : at + length] = [False] * len(keep[at + 2 : at + length])
+        at += length
+    return _labels(ids, keep)
+
+
+def _count(text: str, tokenizer, images: bool) -> int:
+    return len(conversation.encode([Segment(text, False)], tokenizer, images)[0])
+
+
+def _labels(ids: Sequence[int], keep: Sequence[bool]) -> list[int]:
     return [i if k and i != IMAGE_ID else IGNORE for i, k in zip(ids, keep, strict=True)]
 
 

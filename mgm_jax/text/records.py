@@ -8,8 +8,8 @@ import dataclasses
 import logging
 
 from mgm_jax.text import conversation
-from mgm_jax.text.conversation import Turn
-from mgm_jax.text.original import original_labels
+from mgm_jax.text.conversation import Segment, Turn
+from mgm_jax.text.original import original_labels, signal_labels, signal_text
 from mgm_jax.text.templates import IGNORE, IMAGE_ID, IMAGE_TEXT, Template, get_template
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ class Switches:
             MGM-8B was trained: one bos in front in any case, and the first token behind each
             picture is missing (MGM_SPEC 5.6). Masks are then the template's.
         mismatch_policy: "span": loss falls on the template's answers; "mask_sample": the original
-            measures each round again, and a sample whose lengths do not add up carries no loss.
+            measures each round again, and a sample whose lengths do not add up carries no loss
+            (v0 and the like: its training text, which differs from the prompt, with its masks).
         multi_image_training: True: each placeholder of a turn is a picture; False: those of one
             turn become one, as in the original.
         input_policy: "refuse": a record that does not fit is an error; "accept": nothing about
@@ -119,13 +120,21 @@ def encode_record(
         turns = [Turn(role, _place_images(text, template, switch)) for role, text in turns]
     # In text without pictures "<image>" is a word, but captions are cut at it in any case.
     images = bool(pictures) or template.caption_only
-    segments = conversation.render(template, turns)
+    follow = switch.mismatch_policy == "mask_sample"
+    signals = ()
+    if follow and template.original_signals is not None:
+        signals = signal_text(template, turns)
+        segments = tuple(Segment(part, False) for part in signals)
+    else:
+        segments = conversation.render(template, turns)
     release = switch.llama3_released_prompt == "release" and template.name.startswith("llama_3")
     try:
         ids, mask = conversation.encode(segments, tokenizer, images, release=release)
         cut = max_len if accept and not images else None
         ids, mask = ids[:cut], mask[:cut]
-        if switch.mismatch_policy == "mask_sample" and template.original_rounds and not release:
+        if signals:
+            labels = signal_labels(signals, tokenizer, ids, images)
+        elif follow and template.original_rounds and not release:
             labels = original_labels(segments, template, tokenizer, ids, images, max_len)
         else:
             labels = [i if loss else IGNORE for i, loss in zip(ids, mask, strict=True)]
@@ -155,12 +164,7 @@ def _switches(faithful: bool, chosen: dict) -> Switches:
 
 def _switched(template: Template, switch: Switches) -> Template:
     if template.name == "llama_3" and switch.llama3_assistant_header == "assistant":
-        template = get_template("llama_3_assistant")
-    if template.original_signals and switch.mismatch_policy == "mask_sample":
-        raise ValueError(
-            f"template {template.name}: the original's training text for it is not reproduced; "
-            "expected mismatch_policy='span'"
-        )
+        return get_template("llama_3_assistant")
     return template
 
 

@@ -90,10 +90,11 @@ class Template:
             one question and one answer, no header, no tail after the question.
         stop_on_eos: the tokenizer's end-of-sequence id ends an answer.
         stop: further strings that end an answer.
-        image_text: what each placeholder of a training record is written as.
+        image_text: what each placeholder of a training record is written as; a model with start
+            and end tokens around pictures has `<im_start><image><im_end>`.
         original_rounds: the original's label arithmetic; None when its masks are the segments.
-        original_signals: the original trains this format on another text than it renders for
-            inference ("### role: text" lines), with masks that this project does not reproduce.
+        original_signals: the system text of a format that the original trains in another form than
+            it renders for inference (see `original.signal_text`); None for all others.
     """
 
     name: str
@@ -106,7 +107,7 @@ class Template:
     stop: tuple[str, ...] = ()
     image_text: str = IMAGE_TEXT
     original_rounds: RoundRule | None = None
-    original_signals: bool = False
+    original_signals: str | None = None
 
 
 def _single(name: str, system: str, **fields) -> Template:
@@ -116,7 +117,7 @@ def _single(name: str, system: str, **fields) -> Template:
         user=Role("Human:", " ", "###"),
         assistant=Role("Assistant:", " ", "###"),
         stop=("###",),
-        original_signals=True,
+        original_signals=system,
         **fields,
     )
 
@@ -130,7 +131,7 @@ def _two(name: str, system: str, end: str = "</s>", signals: bool = False, **fie
         assistant=Role("ASSISTANT:", " ", end),
         stop=() if end == "</s>" else (end,),
         original_rounds=None if signals else rounds,
-        original_signals=signals,
+        original_signals=system if signals else None,
         **fields,
     )
 

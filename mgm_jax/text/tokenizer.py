@@ -51,18 +51,26 @@ def from_hf(directory) -> Tokenizer:
     """
     directory = epath.Path(directory)
     config = _optional_json(directory / "tokenizer_config.json", "tokenizer configuration")
+    sources = (_optional_json(directory / "special_tokens_map.json", "map of tokens"), config)
     names = {
         key: _text(value)
-        for source in (_optional_json(directory / "special_tokens_map.json", "map"), config)
+        for source in sources
         for key, value in source.items()
         if key.endswith("_token") and isinstance(value, str | dict) and _text(value)
     }
+    further = [
+        _text(value)
+        for source in sources
+        for value in source.get("additional_special_tokens") or ()
+    ]
     cls = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     base = _vocabulary(directory, cls, config)
     added = _added_tokens(directory, config)
-    for text in names.values():  # tokens that are only named come last
-        if text not in added and base.token_id(text) is None:
-            added[text] = max([base.vocab_size, *(i + 1 for i in added.values())])
+    for text in [*names.values(), *further]:  # what is only named keeps its id or comes last
+        if text not in added and text not in base.special_tokens:
+            fresh = max([base.vocab_size, *(i + 1 for i in added.values())])
+            known = base.token_id(text)
+            added[text] = fresh if known is None else known
 
     def find(key: str) -> int | None:
         text = names.get(key)
@@ -115,7 +123,10 @@ def _added_tokens(directory: epath.Path, config: dict) -> dict[str, int]:
     if not all(isinstance(i, int) for i in added.values()):
         raise ValueError(f"{path}: found {added!r}, expected {{text: id}}")
     path = directory / "tokenizer_config.json"
-    for i, token in config.get("added_tokens_decoder", {}).items():
+    listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise ValueError(f"{path}: added_tokens_decoder is {listed!r}, expected {{id: token}}")
+    for i, token in listed.items():
         if not str(i).isdigit() or not isinstance(token, dict) or "content" not in token:
             raise ValueError(f"{path}: added_tokens_decoder has {i!r}: {token!r}")
         if token.get("lstrip") or token.get("rstrip"):

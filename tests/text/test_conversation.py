@@ -187,3 +187,5 @@ def test_bad_rendering():
         render_prompt(TEMPLATES["v1"], [QUESTION, ANSWER])
     with pytest.raises(ValueError, match="turn 0 is the role 'assistant'"):
         render(TEMPLATES["v1"], [ANSWER])
+    with pytest.raises(ValueError, match="template llama_2: the first turn is empty"):
+        render(TEMPLATES["llama_2"], [Turn("user", ""), ANSWER])

@@ -73,10 +73,21 @@ def test_tokens_that_are_only_named_come_last(folder):
     t = tokenizer_from_hf(
         folder(
             added_tokens={"<im_patch>": 32000},
-            special_tokens_map={"pad_token": "[PAD]", "eos_token": token("</s>")},
+            special_tokens_map={
+                "pad_token": "[PAD]",
+                "eos_token": token("</s>"),
+                "additional_special_tokens": ["</s>", token("<im_start>")],
+            },
         )
     )
-    assert (t.pad_id, t.token_id("<im_patch>"), t.vocab_size) == (32001, 32000, 32002)
+    assert (t.token_id("<im_patch>"), t.pad_id, t.token_id("<im_start>")) == (32000, 32001, 32002)
+    assert t.vocab_size == 32003
+
+
+def test_a_named_piece_is_cut_out_of_texts(folder):
+    """Yi's <|im_end|> is a piece of its model: naming it makes it a special token in its place."""
+    t = tokenizer_from_hf(folder(tokenizer_config={"eos_token": "▁hello"}))
+    assert (t.eos_id, t.vocab_size) == (t.special_tokens["▁hello"], 32000)
 
 
 def test_json_alone(folder):
@@ -131,6 +142,7 @@ def test_a_checkpoint_keeps_it(folder, tmp_path, fast):
             {"tokenizer_config": {"added_tokens_decoder": {"32000": "<a>"}}},
             "tokenizer_config.json: added_tokens_decoder has '32000'",
         ),
+        ({"tokenizer_config": {"added_tokens_decoder": [1]}}, r"added_tokens_decoder is \[1\]"),
         (
             {"tokenizer_config": {"added_tokens_decoder": {"32000": token("<a>", lstrip=True)}}},
             "'<a>' takes in the spaces around it",

@@ -131,6 +131,31 @@ def test_mmtag_wraps_pictures(llama2):
     assert tokenizer.decode(ids[at + 1 :]).startswith("</Image>\nDescribe.")
 
 
+def test_formats_with_signals_are_trained_in_another_form(llama2):
+    """MGM_SPEC 5.5, legacy v0: the header and the user's words are masked but for two ids of a
+    "###", everything else carries loss; the bos of each measured part shifts the masks."""
+    tokenizer = llama2["llama2_slow_legacy_false"]
+    record = chat("Hi", "Hello", "Bye", "Ciao")
+    ids, labels = encode_record(record, "v0", tokenizer, 2048, faithful=True)
+    system = (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the human's questions."
+    )
+    turns = [
+        f"### {('Human', 'Assistant')[n % 2]}: {turn['value']}\n"
+        for n, turn in enumerate(record["conversations"])
+    ]
+    assert ids == tokenizer.encode(f"{system}\n\n{''.join(turns)}### ")
+    lengths = [len(tokenizer.encode(text)) for text in (f"{system}\n\n", *turns)]
+    masked, at = set(range(lengths[0])), lengths[0]
+    for n, length in enumerate(lengths[1:]):
+        masked |= set(range(at + 2, at + length)) if n % 2 == 0 else set()
+        at += length
+    assert [label == IGNORE for label in labels] == [n in masked for n in range(len(ids))]
+    _, spans = encode_record(record, "v0", tokenizer, 2048)
+    assert tokenizer.decode([i for i in spans if i != IGNORE]) == "Hello### Ciao###"
+
+
 def test_bad_switches(llama2):
     tokenizer = llama2["llama2_slow_legacy_false"]
     with pytest.raises(ValueError, match="unknown switch 'mask', known: llama3_assistant_header"):
