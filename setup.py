@@ -37,6 +37,7 @@ setup(
         "pillow>=11",
         "safetensors>=0.5",
         "sentencepiece>=0.2.3",
+        "tokenizers>=0.22",
         "tqdm",
     ],
     extras_require={

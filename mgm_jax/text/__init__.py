@@ -12,7 +12,9 @@ from mgm_jax.text.conversation import (
     stop_rule,
     turns_from_record,
 )
-from mgm_jax.text.records import encode_record
+from mgm_jax.text.json_tokenizer import JsonTokenizer
+from mgm_jax.text.records import FAITHFUL, Switches, encode_record
+from mgm_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from mgm_jax.text.templates import (
     IGNORE,
     IMAGE_ID,
@@ -23,18 +25,23 @@ from mgm_jax.text.templates import (
     Template,
     get_template,
 )
-from mgm_jax.text.tokenizer import SentencePieceTokenizer, load_tokenizer, train_tokenizer
+from mgm_jax.text.tokenizer import Tokenizer, load_tokenizer
+from mgm_jax.text.tokenizer import from_hf as tokenizer_from_hf
 
 __all__ = [
+    "FAITHFUL",
     "IGNORE",
     "IMAGE_ID",
     "IMAGE_TEXT",
     "TEMPLATES",
+    "JsonTokenizer",
     "Role",
     "RoundRule",
     "Segment",
     "SentencePieceTokenizer",
+    "Switches",
     "Template",
+    "Tokenizer",
     "Turn",
     "encode",
     "encode_prompt",
@@ -46,6 +53,7 @@ __all__ = [
     "render",
     "render_prompt",
     "stop_rule",
+    "tokenizer_from_hf",
     "train_tokenizer",
     "turns_from_record",
 ]

@@ -106,7 +106,8 @@ def render(
 
     Raises:
         ValueError: the turns do not alternate from the user on, an open turn does not follow the
-            user, or the template holds one question and one answer only.
+            user, the template holds one question and one answer only, or its first turn, which
+            carries the system text, is empty.
     """
     check_alternation(turns, f"template {template.name}")
     if open_turn and turns[-1][0] != "user":
@@ -120,6 +121,8 @@ def render(
         pictures, caption = IMAGE_TEXT * turns[0][1].count(IMAGE_TEXT), turns[1][1]
         return Segment(pictures, False), Segment(caption + template.assistant.tail, True)
 
+    if template.first_user is not None and not turns[0][1]:
+        raise ValueError(f"template {template.name}: the first turn is empty, expected text")
     segments = [Segment(template.system, False)]
     for n, (name, text) in enumerate(turns):
         role = template.assistant if name == "assistant" else template.user
@@ -134,17 +137,18 @@ def render(
 
 
 def encode(
-    segments: Sequence[Segment], tokenizer, images: bool = True
+    segments: Sequence[Segment], tokenizer, images: bool = True, release: bool = False
 ) -> tuple[list[int], list[bool]]:
     """Ids of the joined segments with -200 for each `<image>`, and which ids carry loss.
 
     The bos id comes once, in front (MGM_SPEC 5.5). A token over a border belongs to the segment of
     its first character. Placeholders and bos never carry loss. `images=False` takes `<image>` for
-    ordinary text.
+    ordinary text. `release` is the quirk that MGM-8B was trained with (MGM_SPEC 5.6): bos comes
+    even if the tokenizer adds none, and the first token behind each placeholder is left out.
     """
     text = "".join(segment.text for segment in segments)
     ends = list(itertools.accumulate(len(segment.text) for segment in segments))
-    ids = [tokenizer.bos_id] if tokenizer.add_bos else []
+    ids = [tokenizer.bos_id] if tokenizer.add_bos or release else []
     mask = [False] * len(ids)
     at = 0
     for n, piece in enumerate(text.split(IMAGE_TEXT) if images else [text]):
@@ -153,8 +157,9 @@ def encode(
             mask.append(False)
             at += len(IMAGE_TEXT)
         piece_ids, spans = tokenizer.encode_with_offsets(piece)
-        ids += piece_ids
-        for start, _ in spans:
+        skip = 1 if release and n else 0
+        ids += piece_ids[skip:]
+        for start, _ in spans[skip:]:
             segment = min(bisect.bisect_right(ends, at + start), len(ends) - 1)
             mask.append(segments[segment].carries_loss)
         at += len(piece)
@@ -171,8 +176,21 @@ def encode_prompt(template: Template, turns: Sequence[Turn], tokenizer) -> list[
     return encode(render(template, turns, open_turn=True), tokenizer)[0]
 
 
-def stop_rule(template: Template, tokenizer) -> tuple[frozenset[int], tuple[str, ...]]:
-    """What ends an answer: token ids, and those stop strings that are no single special token."""
+def stop_rule(
+    template: Template, tokenizer, cli_eos: str = "family"
+) -> tuple[frozenset[int], tuple[str, ...]]:
+    """What ends an answer: token ids, and those stop strings that are no single special token.
+
+    `cli_eos="family"` takes all that the template names; "tokenizer", as the original's command
+    line, the tokenizer's end-of-sequence id alone.
+
+    Raises:
+        ValueError: `cli_eos` is something else.
+    """
+    if cli_eos not in ("family", "tokenizer"):
+        raise ValueError(f"cli_eos is {cli_eos!r}, expected 'family' or 'tokenizer'")
+    if cli_eos == "tokenizer":
+        return frozenset({tokenizer.eos_id} - {-1}), ()
     ids = {tokenizer.special_tokens[s] for s in template.stop if s in tokenizer.special_tokens}
     if template.stop_on_eos and tokenizer.eos_id >= 0:
         ids.add(tokenizer.eos_id)

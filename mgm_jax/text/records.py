@@ -1,16 +1,66 @@
 """One training example's text: a LLaVA record to ids and labels (MGM_SPEC 5.4, 5.5).
 
 Strict by default: whatever the original drops, merges or masks without a word is an error here.
-`faithful=True` gives what the original gives, dead samples included.
+`Switches` name each difference; `faithful=True` takes the original's side of all of them.
 """
 
+import dataclasses
 import logging
 
 from mgm_jax.text import conversation
 from mgm_jax.text.conversation import Segment, Turn
+from mgm_jax.text.original import original_labels, signal_labels, signal_text
 from mgm_jax.text.templates import IGNORE, IMAGE_ID, IMAGE_TEXT, Template, get_template
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Switches:
+    """The rows about text of MGM_SPEC appendix D, and how records are checked.
+
+    Attributes:
+        llama3_assistant_header: the role in the header of llama_3's answers. "system" is what the
+            released weights were trained with; "assistant" is what LLaMA-3 itself uses.
+        llama3_released_prompt: "current": the original's code as it is; "release": as it was when
+            MGM-8B was trained: one bos in front in any case, and the first token behind each
+            picture is missing (MGM_SPEC 5.6). Masks are then the template's.
+        mismatch_policy: "span": loss falls on the template's answers; "mask_sample": the original
+            measures each round again, and a sample whose lengths do not add up carries no loss
+            (v0 and the like: its training text, which differs from the prompt, with its masks).
+        multi_image_training: True: each placeholder of a turn is a picture; False: those of one
+            turn become one, as in the original.
+        input_policy: "refuse": a record that does not fit is an error; "accept": nothing about
+            pictures or empty turns is checked, "<image>" is a word in a record without a picture,
+            text without pictures is cut at `max_len` and the rest is not.
+    """
+
+    llama3_assistant_header: str = "system"
+    llama3_released_prompt: str = "current"
+    mismatch_policy: str = "span"
+    multi_image_training: bool = True
+    input_policy: str = "refuse"
+
+    def __post_init__(self):
+        for name, allowed in _ALLOWED.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {value!r}, expected one of {allowed}")
+
+
+_ALLOWED = {
+    "llama3_assistant_header": ("system", "assistant"),
+    "llama3_released_prompt": ("current", "release"),
+    "mismatch_policy": ("span", "mask_sample"),
+    "multi_image_training": (True, False),
+    "input_policy": ("refuse", "accept"),
+}
+FAITHFUL = {
+    "llama3_assistant_header": "system",
+    "llama3_released_prompt": "current",
+    "mismatch_policy": "mask_sample",
+    "multi_image_training": False,
+    "input_policy": "accept",
+}
 
 
 def encode_record(
@@ -22,6 +72,7 @@ def encode_record(
     faithful: bool = False,
     truncate: bool = False,
     where: str = "record",
+    **switches,
 ) -> tuple[list[int], list[int]]:
     """Tokenises one record.
 
@@ -30,30 +81,34 @@ def encode_record(
         template: a template or its name.
         tokenizer: has `encode_with_offsets`, bos_id, pad_id, add_bos, legacy.
         max_len: most ids allowed, each picture counted as one; None for no limit.
-        faithful: reproduce the original: text without pictures is cut at `max_len` and the rest is
-            not cut, several placeholders of a turn become one, nothing about pictures or empty
-            answers is checked, and a sample whose rounds the original cannot re-measure carries no
-            loss at all (logged as a warning).
-        truncate: cut at `max_len` instead of refusing (strict only).
+        faithful: the original's side of every switch that `switches` does not set. Samples without
+            any loss are then logged as warnings.
+        truncate: cut at `max_len` instead of refusing (with `input_policy="refuse"` only).
         where: what error messages call the record.
+        **switches: fields of `Switches`.
 
     Returns:
         (ids, labels): ids with -200 for each picture; labels are the ids themselves, or -100 where
         no loss is taken. Pictures always have -100.
 
     Raises:
-        ValueError: see `turns_from_record`; in strict mode also pictures that do not match their
-            placeholders, an empty turn, no answer at the end, or too many ids. The
-            messages start with `where`.
+        ValueError: see `turns_from_record`; an unknown switch or value; with
+            `input_policy="refuse"` also pictures that do not match their placeholders, an empty
+            turn, no answer at the end, or too many ids. The messages start with `where`.
     """
-    template = get_template(template)
-    if faithful and truncate:
-        raise ValueError("truncate=True has no meaning with faithful=True, which has its own rule")
+    switch = _switches(faithful, switches)
+    template = _switched(get_template(template), switch)
+    accept = switch.input_policy == "accept"
+    if accept and truncate:
+        raise ValueError(
+            "truncate=True has no meaning with faithful=True or input_policy='accept', which have "
+            "their own rule"
+        )
     if max_len is not None and max_len < 1:
         raise ValueError(f"max_len is {max_len}, expected a positive number or None")
     turns = conversation.turns_from_record(record, where)
     pictures = conversation.record_images(record, where)
-    if not faithful:
+    if not accept:
         _check_turns(turns, len(pictures), where)
     if template.caption_only and (len(turns) != 2 or IMAGE_TEXT not in turns[0].text):
         raise ValueError(
@@ -62,38 +117,60 @@ def encode_record(
         )
 
     if pictures:
-        turns = [Turn(r, conversation.images_first(text, collapse=faithful)) for r, text in turns]
+        turns = [Turn(role, _place_images(text, template, switch)) for role, text in turns]
     # In text without pictures "<image>" is a word, but captions are cut at it in any case.
     images = bool(pictures) or template.caption_only
-    segments = conversation.render(template, turns)
-    text = "".join(segment.text for segment in segments)
-    follow = faithful and template.original_rounds is not None
-    if follow:
-        segments = _original_segments(text, template)
+    follow = switch.mismatch_policy == "mask_sample"
+    signals = ()
+    if follow and template.original_signals is not None:
+        signals = signal_text(template, turns)
+        segments = tuple(Segment(part, False) for part in signals)
+    else:
+        segments = conversation.render(template, turns)
+    release = switch.llama3_released_prompt == "release" and template.name.startswith("llama_3")
     try:
-        ids, mask = conversation.encode(segments, tokenizer, images)
+        ids, mask = conversation.encode(segments, tokenizer, images, release=release)
+        cut = max_len if accept and not images else None
+        ids, mask = ids[:cut], mask[:cut]
+        if signals:
+            labels = signal_labels(signals, tokenizer, ids, images)
+        elif follow and template.original_rounds and not release:
+            labels = original_labels(segments, template, tokenizer, ids, images, max_len)
+        else:
+            labels = [i if loss else IGNORE for i, loss in zip(ids, mask, strict=True)]
     except ValueError as error:  # a text that is not valid Unicode
         raise ValueError(f"{where}: {error}") from error
-    labels = [i if carries_loss else IGNORE for i, carries_loss in zip(ids, mask, strict=True)]
 
-    if faithful:
-        if not images:
-            ids, labels = ids[:max_len], labels[:max_len]
-        if follow and _is_dead(text, template, tokenizer, images, ids, max_len):
-            labels = [IGNORE] * len(labels)
+    if accept:
         if all(label == IGNORE for label in labels):
             _log.warning("%s: no token of this sample carries loss (as in the original)", where)
         return ids, labels
-
     if max_len is not None and len(ids) > max_len:
         if not truncate:
             raise ValueError(f"{where}: {len(ids)} tokens, expected at most {max_len}")
         if IMAGE_ID in ids[max_len:]:
             raise ValueError(f"{where}: cutting {len(ids)} tokens at {max_len} loses a picture")
         ids, labels = ids[:max_len], labels[:max_len]
-    if all(label == IGNORE for label in labels):
+    if switch.mismatch_policy == "span" and all(label == IGNORE for label in labels):
         raise ValueError(f"{where}: no answer token within the first {len(ids)} tokens")
     return ids, labels
+
+
+def _switches(faithful: bool, chosen: dict) -> Switches:
+    if unknown := sorted(chosen.keys() - _ALLOWED.keys()):
+        raise ValueError(f"unknown switch {unknown[0]!r}, known: {', '.join(_ALLOWED)}")
+    return Switches(**{**(FAITHFUL if faithful else {}), **chosen})
+
+
+def _switched(template: Template, switch: Switches) -> Template:
+    if template.name == "llama_3" and switch.llama3_assistant_header == "assistant":
+        return get_template("llama_3_assistant")
+    return template
+
+
+def _place_images(text: str, template: Template, switch: Switches) -> str:
+    text = conversation.images_first(text, collapse=not switch.multi_image_training)
+    return text.replace(IMAGE_TEXT, template.image_text)
 
 
 def _check_turns(turns, pictures: int, where: str) -> None:
@@ -111,37 +188,3 @@ def _check_turns(turns, pictures: int, where: str) -> None:
             f"{where}: found {found} {IMAGE_TEXT} in the text, expected {pictures}: one for each "
             "picture of the record"
         )
-
-
-def _original_segments(text: str, template: Template) -> list[Segment]:
-    """The text cut where the original looks for its rounds, not where the turns are.
-
-    The two differ when a message holds the strings that a round is found by, or is empty. Nothing
-    from the first round on that does not have exactly one answer carries loss.
-    """
-    rule, lead = template.original_rounds, template.assistant.lead
-    segments, at = [], 0
-    for part in text.split(rule.end):
-        if part.count(rule.mark) != 1:
-            break
-        stop = min(at + len(part) + len(rule.end), len(text))
-        answer = at + part.index(rule.mark) + len(rule.mark) - len(lead)
-        segments += [Segment(text[at:answer], False), Segment(text[answer:stop], True)]
-        at = stop
-    return [*segments, Segment(text[at:], False)]
-
-
-def _is_dead(text: str, template: Template, tokenizer, images, ids, max_len) -> bool:
-    """Whether the original masks the whole sample: its own arithmetic misses the end.
-
-    It tokenises each round again and adds up the lengths; if the sum stays below `max_len` and is
-    not the number of ids that are no padding, it gives the sample up (MGM_SPEC 5.5).
-    """
-    rule, end = template.original_rounds, 1
-    for n, part in enumerate(text.split(rule.end)):
-        if part.count(rule.mark) != 1:
-            break
-        end += len(conversation.encode([Segment(part, False)], tokenizer, images)[0])
-        end += rule.later_nonlegacy if n and not tokenizer.legacy else 0
-    total = sum(i != tokenizer.pad_id for i in ids)
-    return (max_len is None or end < max_len) and end != total

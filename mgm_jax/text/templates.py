@@ -11,9 +11,33 @@ IMAGE_TEXT = "<image>"  # the placeholder in text
 IMAGE_ID = -200  # the placeholder in token ids
 IGNORE = -100  # the label of a token that carries no loss
 
-_SYSTEM_USER = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions."
+_SYSTEM_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions."
+)
+_SYSTEM_USER = _SYSTEM_HUMAN.replace("human", "user")
+_SYSTEM_MMTAG = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able "
+    "to understand the visual content that the user provides, and assist the user with a variety "
+    "of tasks using natural language.The visual content will be provided with the following "
+    "format: <Image>visual content</Image>."
+)
+_SYSTEM_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
+)
+_SYSTEM_LLAMA_2 = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, "
+    "while being safe.  Your answers should not include any harmful, unethical, racist, sexist, "
+    "toxic, dangerous, or illegal content. Please ensure that your responses are socially unbiased "
+    "and positive in nature.\n\nIf a question does not make any sense, or is not factually "
+    "coherent, explain why instead of answering something not correct. If you don't know the "
+    "answer to a question, please don't share false information."
+)
+_SYSTEM_MPT = (
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and "
+    "honest answers."
 )
 
 
@@ -33,16 +57,24 @@ class Role:
 
 @dataclasses.dataclass(frozen=True)
 class RoundRule:
-    """How the original finds its rounds when it re-measures a rendered text (MGM_SPEC 5.5).
+    """How the original re-measures a rendered text to find its answers (MGM_SPEC 5.5).
 
-    The text is cut at `end`, each round at `mark`; `later_nonlegacy` is added to the token count
-    of every round but the first when the tokenizer is not a legacy one. It only serves to tell
-    which samples the original masks as a whole; masks are never made from it.
+    The text is cut at `end`, each round at `mark` into an instruction and an answer. From position
+    `start` on, a round covers as many ids as it has tokens of its own, and the first of them, those
+    of the instruction + `instruction_extra`, are masked. Both counts grow by `legacy` in every
+    round when the tokenizer is a legacy one, and by `later_nonlegacy` in every round but the first
+    when it is not. `grouped`: system, question and first answer form a round, then pairs do.
+
+    It only serves `mismatch_policy="mask_sample"`; the default masks are never made from it.
     """
 
     end: str
     mark: str
+    start: int = 1
+    instruction_extra: int = 0
     later_nonlegacy: int = 0
+    legacy: int = 0
+    grouped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +90,11 @@ class Template:
             one question and one answer, no header, no tail after the question.
         stop_on_eos: the tokenizer's end-of-sequence id ends an answer.
         stop: further strings that end an answer.
-        original_rounds: the original's rule for dead samples; None when it has none.
+        image_text: what each placeholder of a training record is written as; a model with start
+            and end tokens around pictures has `<im_start><image><im_end>`.
+        original_rounds: the original's label arithmetic; None when its masks are the segments.
+        original_signals: the system text of a format that the original trains in another form than
+            it renders for inference (see `original.signal_text`); None for all others.
     """
 
     name: str
@@ -69,7 +105,75 @@ class Template:
     caption_only: bool = False
     stop_on_eos: bool = True
     stop: tuple[str, ...] = ()
+    image_text: str = IMAGE_TEXT
     original_rounds: RoundRule | None = None
+    original_signals: str | None = None
+
+
+def _single(name: str, system: str, **fields) -> Template:
+    return Template(
+        name=name,
+        system=system + "###",
+        user=Role("Human:", " ", "###"),
+        assistant=Role("Assistant:", " ", "###"),
+        stop=("###",),
+        original_signals=system,
+        **fields,
+    )
+
+
+def _two(name: str, system: str, end: str = "</s>", signals: bool = False, **fields) -> Template:
+    rounds = RoundRule(end, " ASSISTANT: ", instruction_extra=-2, later_nonlegacy=-1)
+    return Template(
+        name=name,
+        system=system + " ",
+        user=Role("USER:", " ", " "),
+        assistant=Role("ASSISTANT:", " ", end),
+        stop=() if end == "</s>" else (end,),
+        original_rounds=None if signals else rounds,
+        original_signals=system if signals else None,
+        **fields,
+    )
+
+
+def _inst(name: str, system: str = "") -> Template:
+    system = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+    return Template(
+        name=name,
+        first_user=Role("", "[INST] " + system, " [/INST]"),
+        user=Role("", "<s>[INST] ", " [/INST]"),
+        assistant=Role("", " ", " </s>"),
+        original_rounds=RoundRule("</s>", "[/INST] ", instruction_extra=-2),
+    )
+
+
+def _chatml(name: str, system: str) -> Template:
+    user, assistant, end = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
+    return Template(
+        name=name,
+        system=f"<|im_start|>system\n{system}{end}",
+        user=Role(user, "", end),
+        assistant=Role(assistant, "", end),
+        stop=(end,),
+        original_rounds=RoundRule(
+            end, end + assistant, start=0, instruction_extra=-1, legacy=1, grouped=True
+        ),
+    )
+
+
+def _llama_3(name: str, answering: str) -> Template:
+    def header(role):
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    end = "<|eot_id|>"
+    return Template(
+        name=name,
+        system=header("system") + _SYSTEM_VISION + end,
+        user=Role(header("user"), "", end),
+        assistant=Role(header(answering), "", end),
+        stop=(end, "<|end_of_text|>"),
+        original_rounds=RoundRule(end, end + header(answering), instruction_extra=-1, grouped=True),
+    )
 
 
 _PLAIN = Template(
@@ -79,15 +183,44 @@ _PLAIN = Template(
     caption_only=True,
     stop=("\n",),  # captions end with a supervised newline and no end-of-sequence token
 )
-_V1 = Template(
-    name="v1",
-    system=_SYSTEM_USER + " ",
-    user=Role(header="USER:", lead=" ", tail=" "),
-    assistant=Role(header="ASSISTANT:", lead=" ", tail="</s>"),
-    original_rounds=RoundRule(end="</s>", mark=" ASSISTANT: ", later_nonlegacy=-1),
+_GEMMA = Template(
+    name="gemma",
+    user=Role("<start_of_turn>user\n", "", "<end_of_turn>\n"),
+    assistant=Role("<start_of_turn>model\n", "", "<end_of_turn>\n<eos>"),
+    stop=("<end_of_turn>",),
+    original_rounds=RoundRule("<eos>", "<start_of_turn>model\n", instruction_extra=-1),
 )
+_MMTAG = "<Image><image></Image>"
 
-TEMPLATES: dict[str, Template] = {"plain": _PLAIN, "v1": _V1, "vicuna_v1": _V1}
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        _PLAIN,
+        _two("v1", _SYSTEM_USER),
+        _GEMMA,
+        _llama_3("llama_3", answering="system"),  # as the released weights were trained
+        _llama_3("llama_3_assistant", answering="assistant"),
+        _inst("mistral_instruct"),
+        _chatml("chatml_direct", "Answer the questions."),
+        _inst("llama_2", _SYSTEM_LLAMA_2),
+        _inst("llava_llama_2", _SYSTEM_VISION),
+        _chatml("mpt", _SYSTEM_MPT),
+        _single("v0", _SYSTEM_HUMAN),
+        _single("v0_mmtag", _SYSTEM_MMTAG, image_text=_MMTAG),
+        _two("llava_v1", _SYSTEM_HUMAN),
+        _two("v1_mmtag", _SYSTEM_MMTAG, image_text=_MMTAG),
+        _two("phi_2", _SYSTEM_USER, end="<|endoftext|>", signals=True),
+        _two("imgsp_v1", _SYSTEM_USER, signals=True),
+    )
+}
+_ALIASES = {
+    "vicuna_v1": "v1",
+    "mistral_direct": "chatml_direct",
+    "v0_plain": "plain",
+    "default": "v0",
+    "llava_v0": "v0",
+}
+TEMPLATES |= {alias: TEMPLATES[name] for alias, name in _ALIASES.items()}
 
 
 def get_template(template: str | Template) -> Template:

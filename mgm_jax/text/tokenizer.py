@@ -1,286 +1,146 @@
-"""SentencePiece tokenizers that say where in the text each token came from.
+"""Which tokenizer a folder holds: a checkpoint's own, or one in Hugging Face's layout."""
 
-Ids are those of the LLaMA-family tokenizers that Mini-Gemini's checkpoints use (MGM_SPEC 5.5):
-special tokens are cut out of the text first, the fragments between them go through the model.
-`legacy` decides about those fragments. True: each one gets the model's dummy prefix, so text that
-follows `</s>` starts with a word-boundary mark. False: only the beginning of the whole text does.
-"""
-
-import io
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-
-import sentencepiece
 from etils import epath
 
-MODEL_FILE = "tokenizer.model"
-CONFIG_FILE = "mgm_tokenizer.json"
-_CONFIG_TYPES = {
-    "kind": str,
-    "add_bos": bool,
-    "legacy": bool,
-    "pad_id": int,
-    "special_tokens": dict,
-}
+from mgm_jax.text import tokenizer_files
+from mgm_jax.text.json_tokenizer import JSON_FILE, JsonTokenizer
+from mgm_jax.text.sentencepiece_tokenizer import MODEL_FILE, SentencePieceTokenizer
 
-# Protobuf merges a repeated sub-message into the first one, so these bytes behind a serialized
-# model set `normalizer_spec.add_dummy_prefix = false` (fields 3 and 3) and change nothing else.
-_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+Tokenizer = SentencePieceTokenizer | JsonTokenizer
 
-
-class SentencePieceTokenizer:
-    """Text to ids and back with a sentencepiece model.
-
-    Args:
-        model: the bytes of a `tokenizer.model` file.
-        add_bos: whether `encode` puts the beginning-of-sequence id in front by default.
-        legacy: see the module's text.
-        pad_id: the padding id; the unknown id when the model defines none (as in LLaMA).
-        special_tokens: added tokens {text: id} beside the model's own control tokens.
-        source: how error messages name the model.
-
-    Attributes: vocab_size, bos_id, eos_id, pad_id, unk_id (int, -1 when the model has none),
-    add_bos, legacy, special_tokens ({text: id} of every token that is cut out of a text).
-
-    Raises:
-        ValueError: the model cannot be read, or an option does not fit it.
-    """
-
-    def __init__(
-        self,
-        model: bytes,
-        *,
-        add_bos: bool = True,
-        legacy: bool = True,
-        pad_id: int | None = None,
-        special_tokens: Mapping[str, int] | None = None,
-        source: str = "sentencepiece model",
-    ):
-        self._model, self._added = model, dict(special_tokens or {})
-        self._prefixing = _processor(model, source)
-        self._bare = _processor(model + _NO_DUMMY_PREFIX, source)
-        self.add_bos, self.legacy = bool(add_bos), bool(legacy)
-        self.bos_id, self.eos_id = self._prefixing.bos_id(), self._prefixing.eos_id()
-        self.unk_id = self._prefixing.unk_id()
-        own = self._prefixing.vocab_size()
-        self.vocab_size = max([own, *(i + 1 for i in self._added.values())])
-
-        default_pad = self._prefixing.pad_id() if self._prefixing.pad_id() >= 0 else self.unk_id
-        self.pad_id = default_pad if pad_id is None else int(pad_id)
-        if not 0 <= self.pad_id < self.vocab_size:
-            raise ValueError(f"{source}: pad_id {pad_id} is not in [0, {self.vocab_size})")
-        if self.add_bos and self.bos_id < 0:
-            raise ValueError(f"{source}: add_bos=True, but the model defines no bos token")
-        for text, i in self._added.items():
-            if not text or i < 0 or (i < own and self._prefixing.id_to_piece(i) != text):
-                raise ValueError(
-                    f"{source}: special token {text!r} has id {i}; expected a non-empty text with "
-                    f"an id from {own} up or the id of the piece of that text"
-                )
-
-        reserved = (i for i in range(own) if self._is_reserved(i))
-        self.special_tokens = {self._prefixing.id_to_piece(i): i for i in reserved} | self._added
-        self._special_ids = {i: text for text, i in self.special_tokens.items()}
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        self._cut = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-    @classmethod
-    def from_file(cls, path, **options) -> "SentencePieceTokenizer":
-        """Reads a `tokenizer.model` file; `options` are those of the class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no sentencepiece model.
-        """
-        return cls(_read(epath.Path(path), "sentencepiece model"), source=str(path), **options)
-
-    def __reduce__(self):  # data workers get the tokenizer by pickle
-        return _rebuild, (self._model, self._options())
-
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
-        """The ids of a text, with the bos id in front if `add_bos` (None: `self.add_bos`)."""
-        if add_bos and self.bos_id < 0:
-            raise ValueError("add_bos=True, but the model defines no bos token")
-        ids, _ = self.encode_with_offsets(text)
-        return [self.bos_id, *ids] if (self.add_bos if add_bos is None else add_bos) else ids
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text, without bos, and the characters `text[start:end]` of each.
-
-        Starts never decrease. All bytes of a character that falls back to bytes have the span of
-        that character. A dummy prefix that is a token of its own is empty and sits at the start of
-        its fragment.
-
-        Raises:
-            ValueError: the text is not valid Unicode (a lone surrogate).
-        """
-        ids, spans, at = [], [], 0
-        for n, part in enumerate(self._cut.split(text)):  # odd entries are special tokens
-            if n % 2:
-                ids.append(self.special_tokens[part])
-                spans.append((at, at + len(part)))
-            elif part:
-                part_ids, part_spans = self._encode_fragment(part, prefix=n == 0 or self.legacy)
-                ids += part_ids
-                spans += [(at + start, at + end) for start, end in part_spans]
-            at += len(part)
-        return ids, spans
-
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of ids; special tokens are left out, or written as their text.
-
-        It undoes `encode`: a word-boundary mark is dropped where `encode` puts a dummy prefix. A
-        bos id in front is taken for the one that `encode` adds.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
-        ids = [int(i) for i in ids]
-        texts, run = [], []
-        prefix = True
-
-        def flush():
-            if run:
-                texts.append((self._prefixing if prefix else self._bare).decode(run))
-                run.clear()
-
-        for n, i in enumerate(ids):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} at position {n} is not in [0, {self.vocab_size})")
-            if i not in self._special_ids:
-                run.append(i)
-                continue
-            flush()
-            if not skip_special:
-                texts.append(self._special_ids[i])
-            prefix = self.legacy or (n == 0 and i == self.bos_id)
-        flush()
-        return "".join(texts)
-
-    def save(self, directory) -> None:
-        """Writes `tokenizer.model` and `mgm_tokenizer.json`, which `load_tokenizer` reads."""
-        directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / MODEL_FILE).write_bytes(self._model)
-        config = {"kind": "sentencepiece", **self._options()}
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False))
-
-    def _options(self) -> dict:
-        return {
-            "add_bos": self.add_bos,
-            "legacy": self.legacy,
-            "pad_id": self.pad_id,
-            "special_tokens": self._added,
-        }
-
-    def _is_reserved(self, i: int) -> bool:
-        return self._prefixing.is_control(i) or self._prefixing.is_unknown(i)
-
-    def _encode_fragment(self, text: str, prefix: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        processor = self._prefixing if prefix else self._bare
-        try:
-            found = processor.encode(text, return_type="offset_mapping")
-        except RuntimeError as error:
-            raise ValueError(f"cannot tokenise {text[:80]!a}: not valid Unicode") from error
-        ids, spans = found["ids"], list(found["offsets"])
-        # Of the bytes of one character only the last has its span; the others are empty before it.
-        for k in range(len(ids) - 2, -1, -1):
-            if processor.is_byte(ids[k]) and spans[k] == (spans[k + 1][0],) * 2:
-                spans[k] = spans[k + 1]
-        return ids, spans
+_KINDS = {"sentencepiece": (SentencePieceTokenizer, MODEL_FILE), "json": (JsonTokenizer, JSON_FILE)}
+# Classes of Hugging Face that put a bos in front unless `add_bos_token` says otherwise; of the
+# others the post-processor in tokenizer.json decides.
+_BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+# The original runs these on tokenizer.json even if tokenizer.model is there too.
+_JSON_CLASSES = ("GemmaTokenizer", "PreTrainedTokenizer")
 
 
-def load_tokenizer(directory) -> SentencePieceTokenizer:
-    """Reads what `SentencePieceTokenizer.save` wrote.
+def load_tokenizer(directory) -> Tokenizer:
+    """Reads what a tokenizer's `save` wrote.
 
     Raises:
         FileNotFoundError: the folder lacks one of the two files; it is named.
         ValueError: a file cannot be read, or a key of the json is missing, unknown or mistyped.
     """
     directory = epath.Path(directory)
-    path = directory / CONFIG_FILE
-    try:
-        config = json.loads(_read(path, "tokenizer description"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    found = {k: type(v) for k, v in config.items()} if isinstance(config, dict) else {}
-    if found != _CONFIG_TYPES:
-        raise ValueError(f"{path}: found {_names(found)}, expected {_names(_CONFIG_TYPES)}")
-    if (kind := config.pop("kind")) != "sentencepiece":
-        raise ValueError(f"{path}: found tokenizer kind {kind!r}, expected 'sentencepiece'")
-    return SentencePieceTokenizer.from_file(directory / MODEL_FILE, **config)
+    config = tokenizer_files.read_description(directory)
+    kind = config.pop("kind")
+    if kind not in _KINDS:
+        path = directory / tokenizer_files.CONFIG_FILE
+        raise ValueError(f"{path}: found tokenizer kind {kind!r}, expected one of {list(_KINDS)}")
+    cls, name = _KINDS[kind]
+    if cls is JsonTokenizer:
+        config.pop("legacy")
+    return cls.from_file(directory / name, **config)
 
 
-def train_tokenizer(
-    texts: Iterable[str],
-    path,
-    vocab_size: int,
-    byte_fallback: bool = True,
-    *,
-    user_defined_symbols: Sequence[str] = (),
-    **options,
-) -> SentencePieceTokenizer:
-    """Trains a LLaMA-like BPE model on `texts`, writes it to the file `path`, and returns it.
+def from_hf(directory) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder (MGM_SPEC 1.2, table "Tokenizers").
 
-    Ids: unk 0, bos 1, eos 2, then the user-defined symbols, the 256 bytes (with `byte_fallback`),
-    and the pieces. One thread and no sampling: the same texts give the same file. `options` are
-    those of `SentencePieceTokenizer`.
+    `tokenizer.model` is read with sentencepiece, `tokenizer.json` with the `tokenizers` package.
+    With both, the first is taken unless the original runs that class on the second (Gemma).
+    `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` are used where they
+    exist: `legacy` (absent: True), `add_bos_token`, the eos, pad and unknown tokens, added tokens.
+    Without a pad token, the unknown one serves, or else `<|reserved_special_token_0|>` or eos.
 
     Raises:
-        ValueError: the texts cannot fill, or do not fit, a vocabulary of that size.
+        FileNotFoundError: no vocabulary file; the message says what is needed.
+        ValueError: a file cannot be read, or a token in one of the json files does not fit the
+            vocabulary.
     """
-    lines = [line for text in texts for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"cannot train {path}: no text given")
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=byte_fallback,
-            user_defined_symbols=list(user_defined_symbols),
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            add_dummy_prefix=True,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            max_sentence_length=1 << 20,  # the trainer drops longer lines without a word
-            num_threads=1,
-            minloglevel=2,
+    directory = epath.Path(directory)
+    config = _optional_json(directory / "tokenizer_config.json", "tokenizer configuration")
+    sources = (_optional_json(directory / "special_tokens_map.json", "map of tokens"), config)
+    names = {
+        key: _text(value)
+        for source in sources
+        for key, value in source.items()
+        if key.endswith("_token") and isinstance(value, str | dict) and _text(value)
+    }
+    further = [
+        _text(value)
+        for source in sources
+        for value in source.get("additional_special_tokens") or ()
+    ]
+    cls = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    base = _vocabulary(directory, cls, config)
+    added = _added_tokens(directory, config)
+    for text in [*names.values(), *further]:  # what is only named keeps its id or comes last
+        if text not in added and text not in base.special_tokens:
+            fresh = max([base.vocab_size, *(i + 1 for i in added.values())])
+            known = base.token_id(text)
+            added[text] = fresh if known is None else known
+
+    def find(key: str) -> int | None:
+        text = names.get(key)
+        return added.get(text, base.token_id(text)) if text else None
+
+    pad = (find("pad_token"), find("unk_token"), base.token_id("<|reserved_special_token_0|>"))
+    found = {
+        "eos_id": find("eos_token"),
+        "pad_id": next((i for i in pad if i is not None), None),
+        "special_tokens": {
+            text: i for text, i in added.items() if base.special_tokens.get(text) != i
+        },
+    }
+    if isinstance(base, JsonTokenizer):
+        found["bos_id"] = find("bos_token")
+    changes = {key: value for key, value in found.items() if value not in (None, {})}
+    return base.replace(source=str(directory), **changes)
+
+
+def _vocabulary(directory: epath.Path, cls: str, config: dict) -> Tokenizer:
+    model, fast = directory / MODEL_FILE, directory / JSON_FILE
+    if not model.is_file() and not fast.is_file():
+        raise FileNotFoundError(
+            f"{directory}: no tokenizer; expected {MODEL_FILE} (sentencepiece) or {JSON_FILE}"
         )
-    except (RuntimeError, OSError) as error:
+    add_bos = config.get("add_bos_token", True if cls in _BOS_CLASSES else None)
+    if not isinstance(add_bos, bool | None) or not isinstance(config.get("legacy"), bool | None):
         raise ValueError(
-            f"cannot train {path}: {len(lines)} lines, vocab_size={vocab_size}, "
-            f"byte_fallback={byte_fallback}: {error}"
-        ) from error
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
-    return SentencePieceTokenizer(model.getvalue(), source=str(path), **options)
-
-
-def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+            f"{directory / 'tokenizer_config.json'}: add_bos_token is {add_bos!r} and legacy is "
+            f"{config.get('legacy')!r}, expected true, false or null"
+        )
+    if fast.is_file() and (not model.is_file() or cls in _JSON_CLASSES):
+        return JsonTokenizer.from_file(fast, add_bos=add_bos)
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{source}: not a sentencepiece model ({len(model)} bytes): {error}"
-        ) from error
+        return SentencePieceTokenizer.from_file(
+            model,
+            add_bos=True if add_bos is None else add_bos,
+            legacy=config.get("legacy") is not False,
+        )
+    except ValueError as error:
+        if fast.is_file():  # LLaMA-3 folders may hold a tokenizer.model of another format
+            return JsonTokenizer.from_file(fast, add_bos=add_bos)
+        raise ValueError(f"{error}; there is no {JSON_FILE} beside it either") from error
 
 
-def _names(types: dict[str, type]) -> dict[str, str]:
-    return {key: kind.__name__ for key, kind in types.items()}
+def _added_tokens(directory: epath.Path, config: dict) -> dict[str, int]:
+    """Text and id of what `added_tokens.json` and `tokenizer_config.json` add."""
+    path = directory / "added_tokens.json"
+    added = dict(_optional_json(path, "map of added tokens"))
+    if not all(isinstance(i, int) for i in added.values()):
+        raise ValueError(f"{path}: found {added!r}, expected {{text: id}}")
+    path = directory / "tokenizer_config.json"
+    listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise ValueError(f"{path}: added_tokens_decoder is {listed!r}, expected {{id: token}}")
+    for i, token in listed.items():
+        if not str(i).isdigit() or not isinstance(token, dict) or "content" not in token:
+            raise ValueError(f"{path}: added_tokens_decoder has {i!r}: {token!r}")
+        if token.get("lstrip") or token.get("rstrip"):
+            raise ValueError(
+                f"{path}: the added token {token['content']!r} takes in the spaces around it "
+                "(lstrip, rstrip), which is not supported"
+            )
+        added[token["content"]] = int(i)
+    return added
 
 
-def _read(path: epath.Path, what: str) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a {what}")
-    return path.read_bytes()
+def _text(token: str | dict) -> str:
+    return token if isinstance(token, str) else str(token.get("content", ""))
 
 
-def _rebuild(model: bytes, options: dict) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(model, **options)
+def _optional_json(path: epath.Path, what: str) -> dict:
+    return tokenizer_files.read_json(path, what) if path.is_file() else {}

@@ -5,9 +5,7 @@ import pytest
 
 from mgm_jax.text import (
     TEMPLATES,
-    Role,
     Segment,
-    Template,
     Turn,
     encode,
     encode_prompt,
@@ -42,9 +40,9 @@ def joined(segments):
     return "".join(segment.text for segment in segments)
 
 
-@pytest.mark.parametrize("name", ["v1", "vicuna_v1", "plain"])
+@pytest.mark.parametrize("name", golden("conv_prompts"))
 def test_rendered_texts_equal_the_originals(name):
-    prompts, template = golden("conv_prompts")[name], TEMPLATES[name]
+    prompts, template = golden("conv_prompts")[name]["prompts"], TEMPLATES[name]
     for case, turns in OPEN.items():
         if isinstance(prompts[case], dict):  # the original raises: one question is all it takes
             with pytest.raises(ValueError, match="expected one question"):
@@ -58,22 +56,24 @@ def test_rendered_texts_equal_the_originals(name):
         assert joined(render(template, CLOSED)) == prompts["closed"]
 
 
-def test_inference_prompts(llama2):
-    cases = golden("inference_prompts")
-    assert len(cases) == 6
-    for case in cases:
-        template, turns = get_template(case["conv"]), [Turn("user", case["question"])]
-        assert render_prompt(template, turns) == case["prompt"]
-        ids = encode_prompt(template, turns, llama2[case["tokenizer"]])
-        assert ids == case["input_ids"]
+@pytest.mark.parametrize("case", golden("inference_prompts"), ids=lambda case: case["tokenizer"])
+def test_inference_prompts(named, case):
+    template, turns = get_template(case["conv"]), [Turn("user", case["question"])]
+    assert render_prompt(template, turns) == case["prompt"]
+    assert encode_prompt(template, turns, named(case["tokenizer"])) == case["input_ids"]
 
 
-def test_ids_between_placeholders(llama2):
-    cases = golden("tokenizer_image_token")
-    assert len(cases) == 12
-    for case in cases:
-        ids, mask = encode([Segment(case["prompt"], False)], llama2[case["tokenizer"]])
-        assert ids == case["input_ids"] and not any(mask)
+@pytest.mark.parametrize("case", golden("tokenizer_image_token"), ids=lambda c: c["tokenizer"])
+def test_ids_between_placeholders(named, case):
+    ids, mask = encode([Segment(case["prompt"], False)], named(case["tokenizer"]))
+    assert ids == case["input_ids"] and not any(mask)
+
+
+def test_registry():
+    """Every name of the original is there, and what differs in name only is one template."""
+    assert TEMPLATES.keys() == golden("conv_prompts").keys() | {"llama_3_assistant"}
+    assert TEMPLATES["v0"] is TEMPLATES["default"] is TEMPLATES["llava_v0"]
+    assert all(get_template(t.name) is t for t in TEMPLATES.values())
 
 
 def test_segments_say_what_carries_loss():
@@ -94,36 +94,34 @@ def test_a_token_belongs_to_the_segment_of_its_first_character(llama2):
     assert encode([Segment("hel", True), Segment("lo", False)], t) == ([1, *whole], [False, True])
 
 
-def test_other_formats_are_data():
-    """Every kind of template of MGM_SPEC 5.3 fits the dataclass."""
-    turns = [QUESTION, Turn("assistant", "A1"), Turn("user", "Q2"), Turn("assistant", "A2")]
-    inst = Template(
-        name="inst",
-        user=Role(lead="<s>[INST] ", tail=" [/INST]"),
-        first_user=Role(lead="[INST] ", tail=" [/INST]"),
-        assistant=Role(lead=" ", tail=" </s>"),
-    )
-    assert joined(render(inst, turns)) == (
-        "[INST] <image>\nWhat is this? [/INST] A1 </s><s>[INST] Q2 [/INST] A2 </s>"
-    )
-    chatml = Template(
-        name="chatml",
-        system="<|im_start|>system\nAnswer the questions.<|im_end|>",
-        user=Role("<|im_start|>user\n", "", "<|im_end|>"),
-        assistant=Role("<|im_start|>assistant\n", "", "<|im_end|>"),
-        stop=("<|im_end|>",),
-    )
-    assert render_prompt(chatml, turns[:3]) == (
-        "<|im_start|>system\nAnswer the questions.<|im_end|>"
-        "<|im_start|>user\n<image>\nWhat is this?<|im_end|><|im_start|>assistant\nA1<|im_end|>"
-        "<|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n"
-    )
+def test_what_carries_loss_in_other_formats():
+    turns = [QUESTION, ANSWER, Turn("user", "Q2"), Turn("assistant", "A2")]
+    for name, answers in {
+        "gemma": ["A cat.<end_of_turn>\n<eos>", "A2<end_of_turn>\n<eos>"],
+        "llama_3": ["A cat.<|eot_id|>", "A2<|eot_id|>"],
+        "mistral_instruct": [" A cat. </s>", " A2 </s>"],
+        "chatml_direct": ["A cat.<|im_end|>", "A2<|im_end|>"],
+        "v0": [" A cat.###", " A2###"],
+        "phi_2": [" A cat.<|endoftext|>", " A2<|endoftext|>"],
+    }.items():
+        assert [s.text for s in render(TEMPLATES[name], turns) if s.carries_loss] == answers
 
 
-def test_stop_rule(llama2):
+def test_stop_rule(llama2, named):
     t = llama2["llama2_slow_legacy_true"]
     assert stop_rule(TEMPLATES["v1"], t) == (frozenset({2}), ())
     assert stop_rule(TEMPLATES["plain"], t) == (frozenset({2}), ("\n",))
+    assert stop_rule(TEMPLATES["chatml_direct"], t) == (frozenset({2}), ("<|im_end|>",))
+    chatml = named("llama2_chatml_nobos_legacy_true")
+    assert stop_rule(TEMPLATES["chatml_direct"], chatml) == (frozenset({2, 32001}), ())
+    assert stop_rule(TEMPLATES["chatml_direct"], chatml, cli_eos="tokenizer") == ({2}, ())
+    with pytest.raises(ValueError, match="cli_eos is 'all'"):
+        stop_rule(TEMPLATES["v1"], t, cli_eos="all")
+
+
+def test_llama_3_stops_at_both_ends(named):
+    ids = {128001, 128009}
+    assert stop_rule(TEMPLATES["llama_3"], named("llama3_bos")) == (ids, ())
 
 
 @pytest.mark.parametrize(
@@ -183,9 +181,11 @@ def test_record_images():
 
 
 def test_bad_rendering():
-    with pytest.raises(ValueError, match="unknown chat template 'v2'; known: plain, v1, vicuna_v1"):
+    with pytest.raises(ValueError, match="unknown chat template 'v2'; known: plain, v1, gemma"):
         get_template("v2")
     with pytest.raises(ValueError, match="has to follow the user"):
         render_prompt(TEMPLATES["v1"], [QUESTION, ANSWER])
     with pytest.raises(ValueError, match="turn 0 is the role 'assistant'"):
         render(TEMPLATES["v1"], [ANSWER])
+    with pytest.raises(ValueError, match="template llama_2: the first turn is empty"):
+        render(TEMPLATES["llama_2"], [Turn("user", ""), ANSWER])

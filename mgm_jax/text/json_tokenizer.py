@@ -1,0 +1,185 @@
+"""Tokenizers of a `tokenizer.json` file, as the `tokenizers` package reads them.
+
+LLaMA-3's byte-level BPE comes in no other form; Gemma, LLaMA-2, Mixtral and Yi also exist in it.
+The file decides about everything between text and ids but the bos id, which `encode` adds itself.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import tokenizers
+
+from mgm_jax.text import tokenizer_files
+
+JSON_FILE = "tokenizer.json"
+
+
+class JsonTokenizer:
+    """Text to ids and back with a `tokenizer.json`; same interface as `SentencePieceTokenizer`.
+
+    Args:
+        model: the bytes of a `tokenizer.json` file.
+        add_bos: whether `encode` puts the beginning-of-sequence id in front by default; None: as
+            the file's own post-processor does.
+        bos_id, eos_id, pad_id: None for what the vocabulary tells: bos is the token that the
+            post-processor puts in front, else an added token of a usual text, as eos is; pad is
+            the unknown token, else eos.
+        special_tokens: added tokens {text: id} beside those of the file.
+        source: how error messages name the file.
+
+    Attributes: as of `SentencePieceTokenizer`; `legacy` is always False, since the original sees
+    no such attribute on tokenizers of this kind.
+
+    Raises:
+        ValueError: the file cannot be read, or an option does not fit it.
+    """
+
+    kind = "json"
+    legacy = False
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        add_bos: bool | None = None,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+        pad_id: int | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+        source: str = JSON_FILE,
+    ):
+        self._model, self._added = model, dict(special_tokens or {})
+        self._tokenizer, leading = _parse(model, source)
+        for text, i in sorted(self._added.items(), key=lambda item: item[1]):
+            token = tokenizers.AddedToken(text, special=True, normalized=False)
+            self._tokenizer.add_special_tokens([token])
+            if self._tokenizer.token_to_id(text) != i:
+                raise ValueError(
+                    f"{source}: special token {text!r} has id {i}; the vocabulary gives it "
+                    f"{self._tokenizer.token_to_id(text)}"
+                )
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_tokens = {token.content: i for i, token in added.items()}
+        unk = self.token_id(getattr(self._tokenizer.model, "unk_token", None) or "<unk>")
+        self.unk_id = _choose(unk)
+        self.bos_id = _choose(bos_id, leading, *map(self.special_tokens.get, _BOS))
+        self.eos_id = _choose(eos_id, *map(self.special_tokens.get, _EOS))
+        self.pad_id = _choose(pad_id, self.unk_id, self.eos_id)
+        self.add_bos = leading >= 0 if add_bos is None else bool(add_bos)
+        for name in ("bos_id", "eos_id", "pad_id"):
+            if not (i := getattr(self, name)) < self.vocab_size:
+                raise ValueError(f"{source}: {name} {i} is not in [0, {self.vocab_size})")
+        if self.pad_id < 0:
+            raise ValueError(f"{source}: no unknown and no eos token; expected a pad_id")
+        if self.add_bos and self.bos_id < 0:
+            raise ValueError(f"{source}: add_bos=True, but the vocabulary defines no bos token")
+
+    @classmethod
+    def from_file(cls, path, **options) -> "JsonTokenizer":
+        """Reads a `tokenizer.json`; `options` are those of the class.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no `tokenizer.json`.
+        """
+        return cls(tokenizer_files.read(path, "tokenizer.json"), source=str(path), **options)
+
+    def __reduce__(self):  # data workers get the tokenizer by pickle
+        return _rebuild, (self._model, self._options())
+
+    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+        """The ids of a text, with the bos id in front if `add_bos` (None: `self.add_bos`)."""
+        if add_bos and self.bos_id < 0:
+            raise ValueError("add_bos=True, but the vocabulary defines no bos token")
+        ids, _ = self.encode_with_offsets(text)
+        return [self.bos_id, *ids] if (self.add_bos if add_bos is None else add_bos) else ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, without bos, and the characters `text[start:end]` of each.
+
+        Starts never decrease. Tokens that share a character have it in both spans.
+
+        Raises:
+            ValueError: the text is not valid Unicode (a lone surrogate).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"cannot tokenise {text[:80]!a}: not valid Unicode") from error
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ids; special tokens are left out, or written as their text.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        for n, i in enumerate(ids):
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token id {i} at position {n} is not in [0, {self.vocab_size})")
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is this text, None if the vocabulary has none."""
+        return self._tokenizer.token_to_id(text)
+
+    def with_tokens(self, texts: Iterable[str]) -> "JsonTokenizer":
+        """This tokenizer with further special tokens: one in the vocabulary keeps its id, others
+        get ids from `vocab_size` on."""
+        added = dict(self._added)
+        for text in texts:
+            fresh = max([self.vocab_size, *(i + 1 for i in added.values())])
+            known = self.token_id(text)
+            added.setdefault(text, fresh if known is None else known)
+        return self.replace(special_tokens=added)
+
+    def replace(self, **options) -> "JsonTokenizer":
+        """This tokenizer with other options of the class."""
+        return JsonTokenizer(self._model, **(self._options() | options))
+
+    def save(self, directory) -> None:
+        """Writes `tokenizer.json` and `mgm_tokenizer.json`, which `load_tokenizer` reads."""
+        options = {**self._options(), "legacy": self.legacy}
+        tokenizer_files.write(directory, JSON_FILE, self._model, self.kind, options)
+
+    def _options(self) -> dict:
+        return {
+            "add_bos": self.add_bos,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "pad_id": self.pad_id,
+            "special_tokens": self._added,
+        }
+
+
+_BOS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>")
+_EOS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+
+
+def _choose(*ids: int | None) -> int:
+    """The first of the ids that is given and not negative, else -1."""
+    return next((int(i) for i in ids if i is not None and i >= 0), -1)
+
+
+def _parse(model: bytes, source: str) -> tuple[tokenizers.Tokenizer, int]:
+    """The tokenizer without its post-processor, and the id that this puts in front (-1: none).
+
+    A post-processor may also shorten the spans of tokens by the space in them, so it is not kept.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(model)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        leading = tokenizer.encode("").ids
+        tokenizer.post_processor = None
+        return tokenizer, leading[0] if leading else -1
+    except Exception as error:  # the package raises bare Exception
+        raise ValueError(
+            f"{source}: not a tokenizer.json ({len(model)} bytes): {str(error)[:200]}"
+        ) from error
+
+
+def _rebuild(model: bytes, options: dict) -> JsonTokenizer:
+    return JsonTokenizer(model, **options)
