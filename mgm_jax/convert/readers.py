@@ -57,7 +57,7 @@ def safetensors_extents(file: Path) -> dict[str, Extent]:
         try:
             header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
             header.pop("__metadata__", None)
-        except (ValueError, AttributeError) as e:
+        except (ValueError, AttributeError, TypeError) as e:
             raise ValueError(f"{file}: bad safetensors header ({e})") from e
     start, extents, end = 8 + length, {}, 0
     for name, entry in header.items():
