@@ -58,7 +58,7 @@ def read_model_config(config: ConfigDict) -> tuple[MgmConfig, str]:
     description = describe(paths[0]) if paths else {}
     model = config.model.to_dict() if config.model else description["model"]
     if not config.tokenizer and not description["tokenizer"]:
-        raise ValueError(f"{paths[0]} has no tokenizer: set config.tokenizer")
+        raise TrainingError(f"{paths[0]} has no tokenizer: set config.tokenizer")
     tokenizer = config.tokenizer or str(Path(paths[0]) / description["tokenizer"])
     return MgmConfig.from_dict(model), tokenizer
 
