@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 SEED ?= 0
 WORKDIR ?= workdir/demo
-SOURCES := mgm_jax configs tests benchmarks setup.py
+SOURCES := mgm_jax configs tools tests benchmarks setup.py
 
 ASSETS := .assets
 

@@ -42,7 +42,9 @@ class LoadedModel:
         batch_size: int = 32,
         progress: bool = False,
     ) -> list[str]:
-        """Greedy answers, in the order of the requests."""
+        """Greedy answers, in the order of the requests; ValueError without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("the model directory has no tokenizer, so it cannot read a question")
         return engine.generate(
             self.module,
             self.params,

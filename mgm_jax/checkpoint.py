@@ -37,7 +37,10 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a model directory holds; `params` is a tree of numpy or jax arrays."""
+    """What a model directory holds; `params` is a tree of numpy or jax arrays.
+
+    `tokenizer` is None if the weights came without one.
+    """
 
     config: MgmConfig
     params: dict[str, Any]
@@ -93,17 +96,23 @@ def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
             shutil.rmtree(directory / part, ignore_errors=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / "params", checkpoint.params)
+        write_description(directory, checkpoint)
+
+
+def write_description(directory: Path, checkpoint: Checkpoint) -> None:
+    """Writes all of a model directory but `params/`, and `mgm.json` last."""
+    if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(directory / "tokenizer")
-        description = {
-            "format": FORMAT,
-            "model": checkpoint.config.to_dict(),
-            "template": checkpoint.template,
-            "tokenizer": "tokenizer",
-            "provenance": checkpoint.provenance,
-        }
-        partial = directory / "mgm.json.partial"
-        partial.write_text(json.dumps(description, indent=2) + "\n")
-        partial.rename(directory / "mgm.json")
+    description = {
+        "format": FORMAT,
+        "model": checkpoint.config.to_dict(),
+        "template": checkpoint.template,
+        "tokenizer": "tokenizer" if checkpoint.tokenizer is not None else None,
+        "provenance": checkpoint.provenance,
+    }
+    partial = directory / "mgm.json.partial"
+    partial.write_text(json.dumps(description, indent=2) + "\n")
+    partial.rename(directory / "mgm.json")
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
@@ -130,10 +139,11 @@ def load_checkpoint(directory: str | Path, shardings=None) -> Checkpoint:
     directory = Path(directory).absolute()
     description = describe(directory)
     config = MgmConfig.from_dict(description["model"])
+    tokenizer = description["tokenizer"]
     return Checkpoint(
         config=config,
         params=_load_params(directory / "params", shardings),
-        tokenizer=load_tokenizer(directory / description["tokenizer"]),
+        tokenizer=load_tokenizer(directory / tokenizer) if tokenizer else None,
         template=description["template"],
         provenance=description["provenance"],
     )

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from mgm_jax import __version__
+from mgm_jax.convert import cli as convert_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="train from a config file",
         description="--config FILE[:arg] --workdir DIR [--config.key=value ...]",
         add_help=False,
+    )
+
+    convert_cli.add_arguments(
+        commands.add_parser("convert", help="weights of the original in and out; inspect files")
     )
 
     chat = commands.add_parser("chat", help="talk with a model about pictures, in the terminal")
@@ -62,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
             from mgm_jax.demo import run
 
             run.main(args)
+        elif args.command == "convert":
+            convert_cli.main(args)
         elif args.command == "chat":
             from mgm_jax.generate import chat
 

@@ -57,6 +57,8 @@ def read_model_config(config: ConfigDict) -> tuple[MgmConfig, str]:
         raise TrainingError(f"config.{key} is not set, and config.init names no checkpoint")
     description = describe(paths[0]) if paths else {}
     model = config.model.to_dict() if config.model else description["model"]
+    if not config.tokenizer and not description["tokenizer"]:
+        raise TrainingError(f"{paths[0]} has no tokenizer: set config.tokenizer")
     tokenizer = config.tokenizer or str(Path(paths[0]) / description["tokenizer"])
     return MgmConfig.from_dict(model), tokenizer
 
