@@ -46,13 +46,13 @@ def _forward(params, batch, *, module: Mgm):
 
 
 @jit
-def _gradients(trainable, frozen, lr, hr, batch, *, module: Mgm):
+def _gradients(trainable, frozen, pictures, batch, *, module: Mgm):
     def loss(trainable):
-        params, pictures = merge(trainable, frozen), {}
-        if lr is not None:
-            features = module.apply({"params": params}, lr, hr, method="encode_views")
-            pictures["features"] = jax.tree.map(lambda f: f[None], features)
-        total, weight = module.apply({"params": params}, batch | pictures, method="loss")
+        params, features = merge(trainable, frozen), {}
+        if pictures is not None:
+            found = module.apply({"params": params}, *pictures, method="encode_views")
+            features["features"] = jax.tree.map(lambda f: f[None], found)
+        total, weight = module.apply({"params": params}, batch | features, method="loss")
         return total / jnp.maximum(weight, 1)
 
     return jax.grad(loss)(trainable)
@@ -240,24 +240,21 @@ def grads_ids(
     """
     if stage not in (1, 2):
         raise ValueError(f"stage is {stage!r}, expected 1 or 2")
-    cfg, flat = module.cfg, flatten(params)
+    cfg, pictures = module.cfg, None
     rows, given = [np.asarray(r) for r in input_ids], [np.asarray(r) for r in labels]
-    if lr is not None and len(lr):
-        lr, hr = check_pictures(cfg, lr, hr)
+    if any(towers.values()) and lr is not None and len(lr):  # back into the towers, too
+        pictures = check_pictures(cfg, lr, hr)
+        batch = make_batch(cfg, rows, given, len(lr), max_length)
     else:
-        lr = hr = None
-    batch = make_batch(cfg, rows, given, 0 if lr is None else len(lr), max_length)
-    wanted = [
-        ("llm", stage == 2),
-        ("clip", towers.get("clip")),
-        ("convnext", towers.get("convnext")),
-    ]
-    opened = {"projector", "mining", *(part for part, is_open in wanted if is_open)}
+        batch, _ = _prepare(module, params, rows, given, lr, hr, max_length)
+    opened = {"projector", "mining", *(part for part, is_open in towers.items() if is_open)}
+    opened |= {"llm"} if stage == 2 else set()
+    flat = flatten(params)
     split = [
         unflatten({k: v for k, v in flat.items() if (k.split("/")[0] in opened) == side})
         for side in (True, False)
     ]
-    grads = flatten(_gradients(*split, lr, hr, batch, module=module))
+    grads = flatten(_gradients(*split, pictures, batch, module=module))
     grads = {k: np.asarray(v, np.float32) for k, v in grads.items()}
     named = export_params(grads, mgm.rules(cfg))
     return {n: g for n, g in named if trains(cfg, n, stage, **towers)}
