@@ -65,7 +65,7 @@ def train_config() -> ConfigDict:
     # (regex, value) lists over parameter names, first match wins.
     c.optim.schedule = STAGES[2]
     c.optim.lr_mults = []
-    c.optim.wd_mults = [(".*(kernel|embedding)", 1.0)]
+    c.optim.wd_mults = [(".*(kernel|embedding|w_gate|w_up|w_down)", 1.0)]
     c.data = ConfigDict(
         {
             "json": "",  # LLaVA-format records

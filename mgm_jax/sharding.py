@@ -22,6 +22,7 @@ RULES = {
     "mlp": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
+    "expert": "expert",
     "vis_embed": "fsdp",
     "vis_mlp": None,
     "vis_heads": None,

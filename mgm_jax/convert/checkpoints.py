@@ -18,51 +18,21 @@ from mgm_jax.checkpoint import Checkpoint, describe, write_description
 from mgm_jax.convert import hf
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.families import mgm
+from mgm_jax.convert.llm_config import template_of
 from mgm_jax.convert.plan import as_dtype
 from mgm_jax.convert.rules import Rule
 from mgm_jax.convert.stream import export_stream, import_stream
 from mgm_jax.convert.towers import clip_heads, with_towers
 from mgm_jax.convert.writers import write_text
-from mgm_jax.models.config import ImageSpec, MgmConfig
-from mgm_jax.text import SentencePieceTokenizer
+from mgm_jax.models.config import MgmConfig
+from mgm_jax.text import get_template
 
-TEMPLATES = {  # of the released models, by model_type; --template overrides (MGM_SPEC 1.1)
-    "mgm": "v1",
-    "mgm_gemma": "gemma",
-    "mgm_mistral": "mistral_instruct",
-    "mgm_mixtral": "mistral_instruct",
-}
 LICENCE = (
     "The weights keep the licences of their sources (the language model's, CLIP's, OpenCLIP's and "
     "Mini-Gemini's); read them before use."
 )
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 TIED_HEAD = Rule(HEAD, "llm/embed/embedding")  # a tied head that the source stored all the same
-
-
-def model_config(config: Mapping, tensors: TensorSource, heads: int | None) -> MgmConfig:
-    """The model by config.json and the shapes of its tensors; nothing is loaded."""
-    width = tensors[f"{hf.CLIP}embeddings.class_embedding"].shape[0]
-    if not heads and width % 64:
-        raise ValueError(
-            f"{tensors.where}: CLIP is {width} wide, which tells no number of heads (64 channels "
-            "each); give --tower clip=PATH with a config.json that has num_attention_heads"
-        )
-    clip = hf._clip(tensors, config, heads or width // 64)
-    return MgmConfig(
-        image=ImageSpec(
-            lr_size=clip.image_size,
-            hr_size=config["image_size_aux"],
-            aspect=config.get("image_aspect_ratio") or "square",
-            grid=config.get("image_grid", 1),
-            use_global=config.get("image_global", False),
-        ),
-        clip=clip,
-        convnext=hf._convnext(tensors),
-        llm=hf._decoder(config),
-        mining_eps=1e-5,  # torch's LayerNorm default
-        projector=config["mm_projector_type"],
-    )
 
 
 def same_tensor(source: TensorSource, a: str, b: str, rows: int = 4096) -> bool:
@@ -77,18 +47,16 @@ def same_tensor(source: TensorSource, a: str, b: str, rows: int = 4096) -> bool:
     return True
 
 
-def read_tokenizer(directory: Path) -> SentencePieceTokenizer | None:
-    """The sentencepiece tokenizer of a Hugging Face directory; None if it has none."""
-    model, options = directory / "tokenizer.model", directory / "tokenizer_config.json"
-    if not model.is_file():
-        return None
-    found = json.loads(options.read_text()) if options.is_file() else {}
-    legacy, add_bos = found.get("legacy"), found.get("add_bos_token")
-    return SentencePieceTokenizer.from_file(
-        model,
-        legacy=True if legacy is None else legacy,
-        add_bos=True if add_bos is None else add_bos,
-    )
+def write_tokenizer(directory: Path, dst: Path) -> None:
+    """A checkpoint's tokenizer in Hugging Face's layout: the vocabulary file and its options."""
+    options = json.loads((directory / "mgm_tokenizer.json").read_text())
+    file, kind = {
+        "sentencepiece": ("tokenizer.model", "LlamaTokenizer"),
+        "json": ("tokenizer.json", "PreTrainedTokenizerFast"),
+    }[options["kind"]]
+    known = {"add_bos_token": options["add_bos"], "legacy": options["legacy"]}
+    (dst / file).write_bytes((directory / file).read_bytes())
+    write_text(dst / "tokenizer_config.json", json.dumps(known | {"tokenizer_class": kind}) + "\n")
 
 
 class _Hashes(threading.Thread):
@@ -130,13 +98,8 @@ def from_hf(
     src = Path(src)
     config = hf.read_config(src)
     source, used = with_towers(src, config, towers or {})
-    cfg = model_config(config, source, clip_heads(used.get("clip")))
-    template = template or TEMPLATES.get(config["model_type"])
-    if template is None:
-        raise ValueError(
-            f"{src / 'config.json'}: model_type {config['model_type']!r} tells no chat template; "
-            "give --template"
-        )
+    cfg = hf.mgm_config(src, config, source, clip_heads=clip_heads(used.get("clip")))
+    template = get_template(template or template_of(config, str(src / "config.json"))).name
     tied = cfg.llm.tied_embeddings and HEAD in source
     if tied and not same_tensor(source, HEAD, EMBED):
         raise ValueError(f"{src}: config.json ties {HEAD!r} to {EMBED!r}, but they differ")
@@ -153,7 +116,7 @@ def from_hf(
 
     def close():
         found = provenance | {"sha256": hashes.result()}
-        write_description(Path(dst), Checkpoint(cfg, {}, read_tokenizer(src), template, found))
+        write_description(Path(dst), Checkpoint(cfg, {}, hf.read_tokenizer(src), template, found))
 
     if not dry_run:
         if dst is None:
@@ -200,13 +163,8 @@ def to_hf(
 
     def close():
         write_text(Path(dst) / "config.json", json.dumps(config, indent=2) + "\n")
-        model = src / (description["tokenizer"] or "") / "tokenizer.model"
-        if description["tokenizer"] and model.is_file():
-            options = json.loads((model.parent / "mgm_tokenizer.json").read_text())
-            known = {"add_bos_token": options["add_bos"], "legacy": options["legacy"]}
-            known |= {"tokenizer_class": "LlamaTokenizer"}
-            (Path(dst) / "tokenizer.model").write_bytes(model.read_bytes())
-            write_text(Path(dst) / "tokenizer_config.json", json.dumps(known, indent=2) + "\n")
+        if description["tokenizer"]:
+            write_tokenizer(src / description["tokenizer"], Path(dst))
 
     if dst is None and not dry_run:
         raise ValueError("no destination: give --dst, or --dry-run")
@@ -225,8 +183,13 @@ def to_hf(
 
 
 def hf_config(cfg: MgmConfig) -> dict:
-    """A config.json for a model that never had one, LLaMA family (MGM_SPEC 3.6)."""
+    """A config.json for a model that never had one (MGM_SPEC 3.6); ValueError if not LLaMA-like."""
     llm = cfg.llm
+    if llm.experts or llm.zero_centred_norm or llm.dim != llm.heads * llm.head_dim:
+        raise ValueError(
+            "provenance has no config.json of the original, and the language model is not of the "
+            "LLaMA family: no config.json can be made for it"
+        )
     return {
         "architectures": ["MGMLlamaForCausalLM"],
         "model_type": "mgm",

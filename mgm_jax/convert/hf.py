@@ -1,4 +1,4 @@
-"""Reading an MGM checkpoint in the original's Hugging Face layout, LLaMA family.
+"""Reading an MGM checkpoint in the original's Hugging Face layout.
 
 config.json tells the language model; sizes of the towers come from the tensors' shapes and the
 facts that MGM fixes (MGM_SPEC 1.3, 1.4), so that no folder name decides anything.
@@ -7,13 +7,18 @@ facts that MGM fixes (MGM_SPEC 1.3, 1.4), so that no folder name decides anythin
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mgm_jax.convert.families import mgm
+from mgm_jax.convert.llm_config import decoder_config
+from mgm_jax.convert.overrides import split_overrides, with_overrides
 from mgm_jax.convert.rules import import_params, their_names
-from mgm_jax.models.config import ClipConfig, ConvNextConfig, DecoderConfig, ImageSpec, MgmConfig
+from mgm_jax.models.config import ClipConfig, ConvNextConfig, ImageSpec, MgmConfig
+from mgm_jax.text import Tokenizer, tokenizer_from_hf
 
 CLIP = "model.vision_tower.vision_tower.vision_model."
 AUX = "model.vision_tower_aux."
@@ -58,21 +63,40 @@ def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
     return Required(tensors, "tensor", directory)
 
 
-def _decoder(config: dict) -> DecoderConfig:
-    heads, dim = config["num_attention_heads"], config["hidden_size"]
-    return DecoderConfig(
-        vocab_size=config["vocab_size"],
-        dim=dim,
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads", heads),
-        head_dim=dim // heads,
-        mlp_dim=config["intermediate_size"],
-        act=config["hidden_act"],
-        norm_eps=config["rms_norm_eps"],
-        rope_theta=float(config.get("rope_theta", 10000.0)),  # as HF's LlamaConfig
-        tied_embeddings=config.get("tie_word_embeddings", False),
-    )
+def read_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory; None if it has no vocabulary file."""
+    if not any((directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return None
+    return tokenizer_from_hf(directory)
+
+
+def find_tower(directory: Path, name: str | None) -> Path | None:
+    """The folder that config.json names: relative to the checkpoint, its parent, or here."""
+    if name:
+        for base in (directory, directory.absolute().parent, Path.cwd()):
+            if (base / name).is_dir():
+                return base / name
+    return None
+
+
+def _clip_heads(directory: Path, config: dict, width: int) -> int:
+    """Heads from the tower folder's config.json; without one, 64 channels each (OpenAI's CLIPs)."""
+    folder, heads = find_tower(directory, config.get("mm_vision_tower")), None
+    if folder is not None and (folder / "config.json").exists():
+        tower = read_config(folder)
+        tower = tower.get("vision_config", tower)
+        if tower.get("hidden_size", width) != width:
+            raise ValueError(
+                f"{folder / 'config.json'}: hidden_size is {tower['hidden_size']}, expected "
+                f"{width}, the width of the CLIP tower in {directory}"
+            )
+        heads = tower.get("num_attention_heads")
+    if not heads and width % 64:
+        raise ValueError(
+            f"{directory}: CLIP is {width} wide, which tells no number of heads (64 channels "
+            "each); its folder needs a config.json that has num_attention_heads"
+        )
+    return heads or width // 64
 
 
 def _count(tensors: dict, pattern: str) -> int:
@@ -112,18 +136,20 @@ def _convnext(tensors: dict) -> ConvNextConfig:
     )
 
 
-def load_hf(directory: str | Path, *, clip_heads: int | None = None):
-    """An MGM directory (config.json + safetensors) -> (MgmConfig, parameter tree of numpy arrays).
-
-    `clip_heads`: heads of the CLIP tower, which no tensor's shape tells; without it 64 channels a
-    head, as in every OpenAI CLIP. ValueError or FileNotFoundError for what is missing or unknown.
-    """
+def mgm_config(
+    directory: str | Path, config: dict, tensors: dict, *, clip_heads: int | None = None
+) -> MgmConfig:
+    """config.json's values and the tensors (only their shapes are read) -> the model's config."""
     directory = Path(directory)
-    config = read_config(directory)
-    tensors = read_safetensors(directory)
+    if (feature := config.get("mm_vision_select_feature", "patch")) != "patch":
+        raise ValueError(
+            f"{directory}: mm_vision_select_feature is {feature!r}, expected 'patch' (the class "
+            "token is not used)"
+        )
     width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
-    clip = _clip(tensors, config, clip_heads or width // 64)
-    cfg = MgmConfig(
+    clip = _clip(tensors, config, clip_heads or _clip_heads(directory, config, width))
+    aux = config.get("mm_vision_tower_aux") or any(n.startswith(AUX) for n in tensors)
+    return MgmConfig(
         image=ImageSpec(
             lr_size=clip.image_size,
             hr_size=config["image_size_aux"],
@@ -132,14 +158,37 @@ def load_hf(directory: str | Path, *, clip_heads: int | None = None):
             use_global=config.get("image_global", False),
         ),
         clip=clip,
-        convnext=_convnext(tensors),
-        llm=_decoder(config),
+        convnext=_convnext(tensors) if aux else None,
+        llm=decoder_config(config, str(directory / "config.json")),
         mining_eps=1e-5,  # torch's LayerNorm default
         projector=config["mm_projector_type"],
     )
+
+
+def load_hf(
+    directory: str | Path,
+    *,
+    clip_heads: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+):
+    """An MGM directory (config.json + safetensors) -> (MgmConfig, parameter tree of numpy arrays).
+
+    `clip_heads`: heads of the CLIP tower, which no tensor's shape tells; without it they are those
+    of the tower folder that config.json names, or else 64 channels a head, as in every OpenAI CLIP.
+    `overrides` replace values of config.json or of the MgmConfig (`convert.overrides`). ValueError
+    or FileNotFoundError for what is missing or unknown.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    theirs, ours = split_overrides(overrides or {}, config)
+    config.update(theirs)
+    tensors = read_safetensors(directory)
+    cfg = mgm_config(directory, config, tensors, clip_heads=clip_heads)
+    cfg = with_overrides(cfg, ours)
     table = mgm.rules(cfg)
     params = import_params(tensors, table, str(directory))
     expected = {n for rule in table for n in their_names(rule)}
-    if unmatched := sorted(set(tensors) - expected):
-        raise ValueError(f"{directory}: tensor {unmatched[0]!r} is not part of an MGM model")
+    unmatched = (n for n in sorted(set(tensors) - expected) if not mgm.ignored(cfg, n))
+    if name := next(unmatched, None):
+        raise ValueError(f"{directory}: tensor {name!r} is not part of an MGM model")
     return cfg, params

@@ -1,8 +1,8 @@
 """The conversion engine: one table of rules serves both directions.
 
-A rule names a foreign tensor and ours, with `{i}` where a stacked layer index goes, and how the
-layout changes: `perm` transposes, then the axes are merged to our rank (all but the last into the
-first). Values are never rescaled.
+A rule names a foreign tensor and ours, with `{i}` where a stacked layer index goes (and `{e}` where
+an expert's does), and how the layout changes: `perm` transposes, then the axes are merged to our
+rank (all but the last into the first). Values are never rescaled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ DEPTHWISE = (2, 3, 1, 0)  # torch depthwise [C, 1, kh, kw] -> [kh * kw, C]
 class Rule:
     """`theirs` and `ours` name one tensor, or with `{i}` in `theirs` `depth` of them, stacked.
 
-    `start` is the foreign index of the first layer. `conv` = (kernel, inputs) gives the foreign
+    `start` is the foreign index of the first layer. With `{e}` too, each layer stacks `experts`
+    tensors: ours is [depth, experts, ...]. `conv` = (kernel, inputs) gives the foreign
     spatial and input sizes, which our merged first axis does not tell.
     """
 
@@ -33,6 +34,7 @@ class Rule:
     depth: int = 0
     start: int = 0
     conv: tuple[int, int] | None = None
+    experts: int = 0
 
 
 def linear(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
@@ -61,10 +63,11 @@ def _to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
 
 
 def their_names(rule: Rule) -> list[str]:
-    """Every foreign name that the rule reads or writes, in layer order."""
+    """Every foreign name that the rule reads or writes, in layer order, then expert order."""
     if not rule.depth:
         return [rule.theirs]
-    return [rule.theirs.format(i=rule.start + i) for i in range(rule.depth)]
+    layers = range(rule.start, rule.start + rule.depth)
+    return [rule.theirs.format(i=i, e=e) for i in layers for e in range(rule.experts or 1)]
 
 
 def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], source: str):
@@ -79,7 +82,10 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], sour
                 + f"; {rule.ours} is made from it"
             )
         arrays = [_to_ours(rule, tensors[n]) for n in names]
-        flat[rule.ours] = np.stack(arrays) if rule.depth else arrays[0]
+        stacked = np.stack(arrays) if rule.depth else arrays[0]
+        if rule.experts:
+            stacked = stacked.reshape(rule.depth, rule.experts, *stacked.shape[1:])
+        flat[rule.ours] = stacked
     return unflatten(flat)
 
 
@@ -91,5 +97,7 @@ def export_params(
         if rule.ours not in flat:
             continue
         array = np.asarray(flat[rule.ours])
+        if rule.experts:
+            array = array.reshape(-1, *array.shape[2:])
         for i, name in enumerate(their_names(rule)):
             yield name, np.ascontiguousarray(_to_theirs(rule, array[i] if rule.depth else array))

@@ -106,8 +106,35 @@ class ConvNextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+    """The experts in place of a decoder's MLPs (MGM_SPEC 2.6).
+
+    `router_loss` is the coefficient of the load-balancing loss; 0 where the original leaves it out
+    (`output_router_logits: false`), as in every published model (MGM_SPEC 2.5).
+    """
+
+    count: int
+    per_token: int
+    router_loss: float
+
+    def __post_init__(self):
+        if self.per_token > self.count:
+            raise ValueError(
+                f"llm.experts.per_token {self.per_token} is more than count {self.count}"
+            )
+
+
+EMBED_SCALES = (None, "exact", "rounded")
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A LLaMA-family decoder (MGM_SPEC 1.2)."""
+    """A decoder: LLaMA, Vicuna, Yi, Mistral, Mixtral or Gemma (MGM_SPEC 1.2).
+
+    `zero_centred_norm`: norms multiply by 1 + scale. `embed_scale`: None, or all input embeddings,
+    visual tokens too, times sqrt(dim), which is "rounded" to the compute dtype first or "exact"
+    (MGM_SPEC 2.6). `experts`: None for one dense MLP a layer.
+    """
 
     vocab_size: int
     dim: int
@@ -120,8 +147,15 @@ class DecoderConfig:
     norm_eps: float
     rope_theta: float
     tied_embeddings: bool
+    zero_centred_norm: bool
+    embed_scale: str | None
+    experts: ExpertsConfig | None
 
     def __post_init__(self):
+        if self.embed_scale not in EMBED_SCALES:
+            raise ValueError(
+                f"llm.embed_scale is {self.embed_scale!r}, expected one of {EMBED_SCALES}"
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"llm.heads {self.heads} is not a multiple of llm.kv_heads {self.kv_heads}"
@@ -147,21 +181,20 @@ class MgmConfig:
                 f"clip.image_size {self.clip.image_size} differs from image.lr_size "
                 f"{self.image.lr_size}"
             )
-        if self.image.grid != 1:
-            raise ValueError("image.grid > 1 (HD) is not implemented yet: expected 1")
         if self.convnext:
             cells, rest = divmod(self.image.hr_size, self.convnext.patch_size)
-            if rest or cells % self.clip.grid:
+            if rest or cells % (self.clip.grid * self.image.grid):
                 raise ValueError(
                     f"image.hr_size {self.image.hr_size} / convnext.patch_size "
-                    f"{self.convnext.patch_size} must be a multiple of the {self.clip.grid} "
-                    "low-resolution tokens of a side"
+                    f"{self.convnext.patch_size} must be a multiple of the "
+                    f"{self.clip.grid * self.image.grid} low-resolution tokens of a side "
+                    f"({self.clip.grid} a crop, image.grid {self.image.grid})"
                 )
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of one picture in the language model."""
-        return self.clip.grid**2
+        return self.clip.grid**2 * self.image.crops
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,7 +1,8 @@
 """Mini-Gemini: two encoders, patch info mining, projector, language model (MGM_SPEC 2).
 
-B rows, T tokens, G groups of rows with M picture slots each, P = G*M pictures, N visual tokens a
-picture, D language-model width, C vision width. The batch is a dict; see ARCHITECTURE, batch
+B rows, T tokens, G groups of rows with M picture slots each, P = G*M pictures, R views of a picture
+(g*g crops and the global one; 1 without HD) of n tokens, N = R*n visual tokens a picture,
+D language-model width, C vision width. The batch is a dict; see ARCHITECTURE, batch
 contract: tokens, positions, segments, visual_index [B, T]; images uint8 [G, M, H, W, 3], or in
 their place `features`, what `tower_features` gave for them.
 """
@@ -19,7 +20,7 @@ from mgm_jax.models.mining import PatchInfoMining
 from mgm_jax.models.projector import Projector
 from mgm_jax.ops.loss import chunked_loss
 from mgm_jax.ops.merge import place_images
-from mgm_jax.ops.views import views
+from mgm_jax.ops.views import pack_views, views
 
 
 class Mgm(nn.Module):
@@ -47,26 +48,50 @@ class Mgm(nn.Module):
         return self.encode_views(lr, hr)
 
     def encode_views(self, lr, hr):
-        """The same from normalised views: lr [P, h, w, 3], hr [P, H, W, 3] (any float dtype)."""
-        features = {"clip": self.clip(lr.astype(self.dtype))}
+        """The same from normalised views, any float dtype: hr [P, H, W, 3]; lr [P, h, w, 3], or
+        [P, R, h, w, 3] for a grid of crops, where N = R*n tokens come view by view."""
+        clip = self.clip(lr.reshape(-1, *lr.shape[-3:]).astype(self.dtype))  # [P*R, n, C]
+        features = {"clip": clip.reshape(len(lr), -1, clip.shape[-1])}
         if self.cfg.convnext:
             features["convnext"] = self.convnext(hr.astype(self.dtype))
         return features
 
     def visual_tokens(self, features):
-        """Tower features -> (tokens [P, N, D], named intermediates)."""
-        x, out = features["clip"], {"clip_features": features["clip"]}
+        """Tower features -> (tokens [P, N, D], named intermediates).
+
+        Each view is mined in its own part of the HR map. The global view's tokens come first, then
+        each crop's (MGM_SPEC 2.2): so in every intermediate but `clip_features`, whose global view
+        is the last one, as in the pictures.
+        """
+        spec, x = self.cfg.image, features["clip"]
+        p, _, c = x.shape
+        out = {"clip_features": x}
+
+        def in_order(y):  # [P*R, n, ...] -> [P, N, ...]
+            y = y.reshape(p, spec.crops, -1, y.shape[-1])
+            y = jnp.roll(y, 1, axis=1) if spec.use_global else y
+            return y.reshape(p, -1, y.shape[-1])
+
+        x = x.reshape(p * spec.crops, -1, c)
+        tokens = in_order(x)
         if self.cfg.convnext:
-            hr_map = fuse_stages(features["convnext"])
-            mined, weights = self.mining(x, hr_map)
-            x = x + mined
-            out |= {"convnext_map": hr_map, "mined": mined, "mining_weights": weights}
-        out["tokens"] = x
-        return self.projector(x), out
+            hr_map = fuse_stages(features["convnext"])  # [P, g*h, g*w, C']
+            maps = pack_views(hr_map, spec)  # [P, R, h, w, C']
+            mined, weights = self.mining(x, maps.reshape(-1, *maps.shape[2:]))
+            mined = in_order(mined)
+            tokens = tokens + mined
+            out |= {"convnext_map": hr_map, "mined": mined, "mining_weights": in_order(weights)}
+        out["tokens"] = tokens
+        return self.projector(tokens), out
 
     def input_embeddings(self, batch):
-        """Text embeddings with the visual tokens in their places: ([B, T, D], intermediates)."""
+        """Text embeddings with the visual tokens in their places: ([B, T, D], intermediates).
+
+        A batch with neither `images` nor `features` is text only.
+        """
         text = self.llm.embed(batch["tokens"], self.dtype)
+        if not {"features", "images"} & batch.keys():
+            return text, {}
         if "features" in batch:
             features = {k: _cast(v, self.dtype) for k, v in batch["features"].items()}
             groups = batch["features"]["clip"].shape[0]
@@ -86,13 +111,20 @@ class Mgm(nn.Module):
         """-> (logits [B, T, V], named intermediates)."""
         x, out = self.input_embeddings(batch)
         out["inputs_embeds"] = x
-        return self.llm.head(self.llm(x, batch["positions"], batch["segments"])), out
+        x, out["router_loss"] = self.llm(x, batch["positions"], batch["segments"])
+        return self.llm.head(x), out
 
     def loss(self, batch):
-        """-> (sum of weighted next-token losses, sum of weights), float32 (MGM_SPEC 2.5)."""
+        """-> (sum of weighted next-token losses, sum of weights), float32 (MGM_SPEC 2.5).
+
+        The ratio of the two is the loss; a router loss with its coefficient is part of it.
+        """
         x, _ = self.input_embeddings(batch)
-        x = self.llm(x, batch["positions"], batch["segments"])
-        return chunked_loss(self.llm.head, x, batch["targets"], batch["loss_weights"])
+        x, router_loss = self.llm(x, batch["positions"], batch["segments"])
+        total, weight = chunked_loss(self.llm.head, x, batch["targets"], batch["loss_weights"])
+        if self.cfg.llm.experts and self.cfg.llm.experts.router_loss:
+            total += self.cfg.llm.experts.router_loss * router_loss * weight
+        return total, weight
 
     def prefill(self, batch, cache):
         """Reads right-padded prompts [B, T] into an empty cache [.., S >= T, ..].

@@ -33,14 +33,19 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x [..., D] -> x / rms(x) cast to x's dtype, then times scale (MGM_SPEC 2.6)."""
+    """x [..., D] -> x / rms(x) cast to x's dtype, then times scale (MGM_SPEC 2.6).
+
+    `zero_centred` multiplies by 1 + scale, both in x's dtype, as Gemma does.
+    """
 
     eps: float
     axis: str | None = None
+    zero_centred: bool = False
 
     @nn.compact
     def __call__(self, x):
-        scale = _vector(self, "scale", nn.initializers.ones, x.shape[-1], self.axis)
+        init = nn.initializers.zeros if self.zero_centred else nn.initializers.ones
+        scale = _vector(self, "scale", init, x.shape[-1], self.axis).astype(x.dtype)
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return y.astype(x.dtype) * scale.astype(x.dtype)
+        return y.astype(x.dtype) * (1 + scale if self.zero_centred else scale)

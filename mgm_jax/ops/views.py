@@ -37,10 +37,14 @@ def views(pixels, spec):
     return (lr if spec.grid == 1 else pack_views(lr, spec)), hr
 
 
-def pack_views(lr, spec):
-    """The g*h picture [..., g*h, g*h, 3] -> [..., g*g (+1), h, h, 3] (MGM_SPEC 4.3)."""
-    crops = split_crops(lr, spec.grid)
+def pack_views(x, spec):
+    """A picture or feature map [..., g*h, g*w, C] -> its views [..., g*g (+1), h, w, C].
+
+    Crops row-major, then, with `use_global`, the whole resized to h x w in float32 and cast back
+    (MGM_SPEC 2.2 steps 5 and 6, 4.3).
+    """
+    crops = split_crops(x, spec.grid)
     if not spec.use_global:
         return crops
-    whole = resize_bilinear(lr, (spec.lr_size, spec.lr_size))
+    whole = resize_bilinear(x, crops.shape[-3:-1]).astype(x.dtype)
     return jnp.concatenate([crops, whole[..., None, :, :, :]], axis=-4)

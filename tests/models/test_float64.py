@@ -200,7 +200,7 @@ def test_decoder(loaded, tensors, remat, scan):
     def logits(cfg, x):
         module = Decoder(cfg, remat=remat, scan=scan)
         apply = {"params": params["llm"]}
-        states = module.apply(apply, x, positions, np.ones_like(positions))
+        states, _ = module.apply(apply, x, positions, np.ones_like(positions))
         return module.apply(apply, states, method="head")
 
     check(logits, reference, c, "norm_eps", x, 5e-6)

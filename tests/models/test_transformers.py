@@ -124,6 +124,9 @@ def decoder(tied):
         norm_eps=1e-5,
         rope_theta=5e5,
         tied_embeddings=tied,
+        zero_centred_norm=False,
+        embed_scale=None,
+        experts=None,
     )
     config = transformers.LlamaConfig(
         vocab_size=37,
@@ -157,7 +160,7 @@ def test_decoder_logits_and_gradients(tied):
     def loss(params, module):
         x = module.apply({"params": params}, IDS, method=lambda m, ids: m.embed(ids))
         positions = np.broadcast_to(np.arange(9), IDS.shape)
-        states = module.apply({"params": params}, x, positions, mask.astype(np.int32))
+        states, _ = module.apply({"params": params}, x, positions, mask.astype(np.int32))
 
         def head(x):
             return module.apply({"params": params}, x, method="head")

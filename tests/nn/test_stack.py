@@ -23,6 +23,9 @@ CFG = DecoderConfig(
     norm_eps=1e-5,
     rope_theta=100.0,
     tied_embeddings=True,
+    zero_centred_norm=False,
+    embed_scale=None,
+    experts=None,
 )
 X = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
 POSITIONS = np.broadcast_to(np.arange(5), (2, 5))
@@ -30,7 +33,7 @@ SEGMENTS = np.ones((2, 5), np.int32)
 
 
 def scalar(params, **options):
-    states = Decoder(CFG, **options).apply({"params": params}, X, POSITIONS, SEGMENTS)
+    states, _ = Decoder(CFG, **options).apply({"params": params}, X, POSITIONS, SEGMENTS)
     return jnp.sum(jnp.sin(states))
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from mgm_jax.convert.families import clip, convnext, llama
 from mgm_jax.convert.rules import MATRIX, Rule, linear, norm
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.projector import projector_depth
+
+BUFFERS = r".*\.(rotary_emb\.inv_freq|embeddings\.position_ids)"  # computed, not learned
+
+
+def ignored(cfg: MgmConfig, name: str) -> bool:
+    """Whether a file may hold the tensor `name` although the model has no such parameter."""
+    tied_head = cfg.llm.tied_embeddings and name == "lm_head.weight"
+    return tied_head or re.fullmatch(BUFFERS, name) is not None
 
 
 def rules(cfg: MgmConfig) -> list[Rule]:
