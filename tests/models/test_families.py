@@ -117,8 +117,8 @@ def test_hd_without_the_global_view(golden, directory):
 def test_cut_and_left_padded(model, golden, tag, change):
     """Merged as under `tokenizer_model_max_length` and `tokenizer_padding_side`."""
     key = {"max_length": "tokenizer_model_max_length", "side": "tokenizer_padding_side"}[change[0]]
-    config = model.provenance["hf_config"] | {key: change[1]}
-    model = dataclasses.replace(model, provenance={"hf_config": config})
+    config = model.provenance["config.json"] | {key: change[1]}
+    model = dataclasses.replace(model, provenance={"config.json": config})
     args = golden.rows("train", "input_ids"), golden.lr, golden.hr, golden.rows("train", "labels")
     out, lm, tag = model.forward_ids(*args), golden["lm"], f"merged_{tag}"
     np.testing.assert_array_equal(out["attention_mask"], lm[f"{tag}_attention_mask"])
