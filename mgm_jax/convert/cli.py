@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="NAME=PATH",
                 help="weights that override the checkpoint's own; NAME: clip, convnext, llm",
             )
-            command.add_argument("--template", help="chat template; default: by model_type")
+            command.add_argument("--template", help="chat template; default: the family's")
         else:
             command.add_argument(
                 "--shard-size", type=size, default=5 * 10**9, metavar="SIZE", help="default: 5GB"
