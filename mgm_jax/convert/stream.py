@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mgm_jax.convert import plan
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout, ParamsSource, ParamsWriter
-from mgm_jax.convert.rules import Rule, _to_ours, _to_theirs, their_names
+from mgm_jax.convert.rules import Rule, to_ours, to_theirs, their_names
 from mgm_jax.convert.writers import HfWriter, begin, finish
 
 STRIPE = 16  # columns transposed at a time: as many as share a cache line
@@ -78,7 +78,7 @@ def _chunks(
     rest = layout.shape[stacked:]
 
     def moved(name, array):
-        return contiguous(_to_ours(rule, array), layout.dtype, name)
+        return contiguous(to_ours(rule, array), layout.dtype, name)
 
     total = sum(source[n].nbytes for n in names)
     if np.prod(layout.grid) == 1:
@@ -215,7 +215,7 @@ def export_stream(
         def tensors():
             for spec in left:
                 pair = places[spec.name]
-                array = _to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
+                array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
                 yield spec, contiguous(array, spec.dtype, spec.name)
                 bar.update(spec.nbytes)
 
