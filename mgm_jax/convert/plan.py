@@ -15,7 +15,7 @@ import numpy as np
 
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout
-from mgm_jax.convert.rules import Rule, to_ours, to_theirs, their_names
+from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
 from mgm_jax.convert.writers import Spec
 
 # Foreign tensors that a Mini-Gemini does without: buffers, CLIP's text tower, classifier heads

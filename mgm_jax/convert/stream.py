@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mgm_jax.convert import plan
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout, ParamsSource, ParamsWriter
-from mgm_jax.convert.rules import Rule, to_ours, to_theirs, their_names
+from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
 from mgm_jax.convert.writers import HfWriter, begin, finish
 
 STRIPE = 16  # columns transposed at a time: as many as share a cache line
