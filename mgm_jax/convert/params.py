@@ -71,11 +71,18 @@ class ParamsSource(TensorSource):
     def files(self) -> list[Path]:
         return sorted(f for f in self.directory.rglob("*") if f.is_file())
 
-    def block_rows(self, name: str) -> int:
-        return self[name].chunk[0] if self[name].shape else 1
+    def block_nbytes(self, name: str, axes: int) -> int:
+        found = self[name]
+        return math.prod(found.chunk[:axes] + found.shape[axes:]) * found.dtype.itemsize
+
+    def read_block(self, name: str, first: tuple[int, ...]) -> np.ndarray:
+        """From `first` on as far as a chunk reaches along those axes, and all of the others."""
+        found = self[name]
+        parts = zip(first, found.chunk[: len(first)], found.shape, strict=False)
+        return self._load(name, tuple(slice(f, min(f + n, end)) for f, n, end in parts))
 
     def read(self, name: str) -> np.ndarray:
-        return self._load(name, slice(None) if self[name].shape else ())
+        return self._load(name, ())
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         if not self[name].shape or not 0 <= start <= stop <= len(self[name]):
@@ -103,32 +110,45 @@ def _stored(array) -> StoredArray:
     return StoredArray(array, tuple(array.shape), array.dtype.numpy_dtype, tuple(chunk))
 
 
-def chunk_shape(shape: tuple[int, ...], dtype: np.dtype, stacked: int) -> tuple[int, ...]:
+def chunk_shape(
+    shape: tuple[int, ...], dtype: np.dtype, stacked: int, axis: int | None = 0
+) -> tuple[int, ...]:
     """Of an array whose first `stacked` axes count layers (and experts).
 
-    One chunk if it is small, else one a layer; without layers, rows that divide it evenly.
+    One chunk if it is small, else one a layer; without layers, parts along `axis` that divide it
+    evenly (None: one chunk).
     """
     total = math.prod(shape) * dtype.itemsize
     if total <= SMALL or not shape:
         return shape
     if stacked:
         return (1,) * stacked + shape[stacked:]
-    pieces = math.ceil(total / LARGE)
-    rows = next((n for n in range(shape[0] // pieces, 0, -1) if shape[0] % n == 0), shape[0])
-    return (rows, *shape[1:])
+    if axis is None:
+        return shape
+    size, pieces = shape[axis], math.ceil(total / LARGE)
+    step = next((n for n in range(size // pieces, 0, -1) if size % n == 0), size)
+    return (*shape[:axis], step, *shape[axis + 1 :])
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """An array that is to be written: its first `stacked` axes are layers (and experts)."""
+    """An array that is to be written: its first `stacked` axes are layers (and experts).
+
+    `axis` is where the source's first axis went to, whose rows can be read alone; None if nowhere.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     stacked: int = 0
+    axis: int | None = 0
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        return chunk_shape(self.shape, self.dtype, self.stacked)
+        return chunk_shape(self.shape, self.dtype, self.stacked, self.axis)
+
+    @property
+    def chunk_nbytes(self) -> int:
+        return math.prod(self.chunk) * self.dtype.itemsize
 
     @property
     def grid(self) -> tuple[int, ...]:

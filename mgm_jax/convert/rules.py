@@ -64,6 +64,18 @@ def to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
     return np.transpose(array, np.argsort(rule.perm)) if rule.perm else array
 
 
+def rows_axis(rule: Rule) -> int | None:
+    """The axis of ours along which the foreign first axis runs; None if it is merged with others.
+
+    Negative where it is the last one.
+    """
+    if not rule.perm:
+        return None if rule.conv else 0
+    if rule.perm[-1] == 0:
+        return -1
+    return None if rule.conv else rule.perm.index(0)
+
+
 def their_names(rule: Rule) -> list[str]:
     """Every foreign name that the rule reads or writes, in layer order, then expert order."""
     if not rule.depth:

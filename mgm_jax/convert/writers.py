@@ -13,13 +13,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 JOURNAL = ".convert.json"
+SYNC = 64 << 20  # bytes of a file that wait in memory for the disk
 SAFE_NAMES = {
     np.dtype(np.float64): "F64",
     np.dtype(np.float32): "F32",
@@ -70,6 +71,20 @@ def write_all(stream, data) -> None:
     view = memoryview(data)
     while view:
         view = view[stream.write(view) :]
+
+
+class Steadily:
+    """Writes to a stream and has the disk begin at once, not when memory is full or at the end."""
+
+    def __init__(self, stream):
+        self.stream, self.waiting = stream, 0
+
+    def write(self, data) -> None:
+        write_all(self.stream, data)
+        self.waiting += len(data)
+        if self.waiting >= SYNC:
+            os.fdatasync(self.stream.fileno())
+            self.waiting = 0
 
 
 def write_text(file: Path, text: str) -> None:
@@ -179,17 +194,19 @@ class HfWriter:
         """What is still to be written, in order."""
         return [spec for specs in self._left.values() for spec in specs]
 
-    def write(self, tensors: Iterable[tuple[Spec, np.ndarray]]) -> None:
-        """Takes the tensors of `order`, and writes the index behind them."""
-        tensors = iter(tensors)
+    def write(self, arrays: Iterator[np.ndarray], done: Callable[[Spec], None]) -> None:
+        """Takes the tensors of `order`, calls `done` after each; writes the index behind them."""
         for file, specs in self._left.items():
             with whole_file(self.directory / file) as stream:
-                write_all(stream, header(specs))
+                steadily = Steadily(stream)
+                steadily.write(header(specs))
                 for spec in specs:
-                    got, array = next(tensors)
-                    if (got, array.shape, array.dtype) != (spec, spec.shape, spec.dtype):
+                    array = next(arrays)
+                    if (array.shape, array.dtype) != (spec.shape, spec.dtype):
                         raise ValueError(
-                            f"{file}: got {got.name!r} {array.shape} {array.dtype}, expected {spec}"
+                            f"{file}: got {array.shape} {array.dtype}, expected {spec}"
                         )
-                    write_all(stream, as_bytes(array))
+                    steadily.write(as_bytes(array))
+                    del array  # its memory is for the next one
+                    done(spec)
         write_text(self.directory / "model.safetensors.index.json", self.index)
