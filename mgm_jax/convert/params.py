@@ -19,11 +19,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mgm_jax.checkpoint import CheckpointError
+from mgm_jax.checkpoint import SMALL, CheckpointError
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.writers import as_bytes, whole_file, write_all, write_text
 
-SMALL = 8 << 20  # bytes of an array that is one chunk whatever its layers
 LARGE = 128 << 20  # bytes of a chunk of an array without layers
 ZARR_DTYPES = {np.dtype(ml_dtypes.bfloat16): "bfloat16"}
 

@@ -36,6 +36,11 @@ class Rule:
     conv: tuple[int, int] | None = None
     experts: int = 0
 
+    @property
+    def stacked(self) -> int:
+        """How many first axes of ours count layers (and experts)."""
+        return (self.depth > 0) + (self.experts > 0)
+
 
 def linear(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
     """Rules of a Linear: weight and (with `bias`) bias."""
