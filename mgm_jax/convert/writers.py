@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -194,19 +194,19 @@ class HfWriter:
         """What is still to be written, in order."""
         return [spec for specs in self._left.values() for spec in specs]
 
-    def write(self, arrays: Iterator[np.ndarray], done: Callable[[Spec], None]) -> None:
-        """Takes the tensors of `order`, calls `done` after each; writes the index behind them."""
+    def write(self, tensors: Iterable[tuple[Spec, np.ndarray]]) -> None:
+        """Takes the tensors of `order`, and writes the index behind them."""
+        tensors = iter(tensors)
         for file, specs in self._left.items():
             with whole_file(self.directory / file) as stream:
                 steadily = Steadily(stream)
                 steadily.write(header(specs))
                 for spec in specs:
-                    array = next(arrays)
-                    if (array.shape, array.dtype) != (spec.shape, spec.dtype):
+                    got, array = next(tensors)
+                    if (got, array.shape, array.dtype) != (spec, spec.shape, spec.dtype):
                         raise ValueError(
-                            f"{file}: got {array.shape} {array.dtype}, expected {spec}"
+                            f"{file}: got {got.name!r} {array.shape} {array.dtype}, expected {spec}"
                         )
                     steadily.write(as_bytes(array))
                     del array  # its memory is for the next one
-                    done(spec)
         write_text(self.directory / "model.safetensors.index.json", self.index)
