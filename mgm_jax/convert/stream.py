@@ -22,7 +22,7 @@ from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
 from mgm_jax.convert.torch_file import TorchWriter
 from mgm_jax.convert.writers import HfWriter, Spec, begin, finish
 
-STRIPE = 16  # columns transposed at a time: as many as share a cache line
+TILE = (64, 1024)  # of a matrix that is transposed: fits the cache, and rows fill cache lines
 SLACK = LIMIT + (128 << 20)  # bytes beside the tensor in hand: what waits, and buffers
 
 
@@ -39,15 +39,29 @@ def contiguous(view: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     if view.dtype == dtype:  # moved as integers: numpy copies bfloat16 one by one
         a, b = view.view(bits[dtype.itemsize]), out.view(bits[dtype.itemsize])
     with np.errstate(over="ignore"):
-        if view.flags.c_contiguous or view.ndim < 2:
-            b[...] = a
+        if view.ndim == 2 and view.T.flags.c_contiguous:
+            _transpose(a.T, b)
         else:
-            for i in range(0, view.shape[-1], STRIPE):
-                b[..., i : i + STRIPE] = a[..., i : i + STRIPE]
+            b[...] = a
     if dtype != view.dtype and dtype == np.float16:
         if np.isinf(out).sum() > np.isinf(view).sum():
             raise ValueError(f"tensor {name!r} has values beyond float16; choose bfloat16")
     return out
+
+
+def _transpose(a: np.ndarray, out: np.ndarray) -> None:
+    """out = a.T, tile by tile through a buffer whose rows don't fall on the same cache lines.
+
+    Rows of a matrix often lie a power of two apart, and then displace each other from the cache.
+    """
+    rows, columns = TILE
+    buffer = np.empty((rows, columns + 64 // out.itemsize), out.dtype)
+    for i in range(0, a.shape[0], rows):
+        for j in range(0, a.shape[1], columns):
+            part = a[i : i + rows, j : j + columns]
+            tile = buffer[: part.shape[0], : part.shape[1]]
+            tile[...] = part
+            out[j : j + columns, i : i + rows] = tile.T
 
 
 def resident() -> int:
