@@ -9,7 +9,6 @@ DIR/results.json. Writes convert.md and convert.json, and fails if a bound is mi
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -23,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.presets import MODELS
 from tools.evidence import measure, report
-from tools.evidence.synthetic import write_checkpoint
+from tools.evidence.synthetic import narrow, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = ROOT / "tests" / "golden" / "tokenizers" / "llama2" / "tokenizer.model"
@@ -133,19 +131,12 @@ def dry_run(workdir: Path, model: str) -> dict:
     }
 
 
-def small_model() -> MgmConfig:
-    """The real towers and a small language model: 1.2 GB."""
-    small = {"dim": 1024, "layers": 4, "heads": 8, "kv_heads": 8, "mlp_dim": 2752}
-    cfg = MODELS[FULL]
-    return dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, **small))
-
-
 def kills(workdir: Path, moments: int) -> dict:
     src, place = workdir / "small", workdir / "kills"
     fresh(src, place)
-    nbytes = write_checkpoint(small_model(), src)
+    nbytes = write_checkpoint(narrow(MODELS[FULL], 8), src)
     with_tokenizer(src)
-    options = ["--files", "--random", str(moments), "--shard-size", str(4 * 10**8)]
+    options = ["--files", "--random", str(moments), "--shard-size", str(10**8)]
     command = [sys.executable, "-m", "tools.evidence.kills", str(src), str(place), *options]
     measure.run(command, workdir / "log.txt")
     results = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,17 +22,28 @@ class Cost:
         return nbytes / self.seconds
 
 
+# A process that is small itself: the kernel counts what the parent held into the child's peak.
+BETWEEN = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(child.pid, 0)
+cost = {"seconds": time.perf_counter() - start, "peak": 1024 * usage.ru_maxrss}
+with open(sys.argv[1], "w") as file:
+    json.dump({"code": os.waitstatus_to_exitcode(status), "cost": cost}, file)
+"""
+
+
 def run(command: Sequence[str], log: Path) -> Cost:
     """Runs a command to its end, its output in `log`. RuntimeError if it fails."""
+    outcome = log.with_suffix(".json")
     with open(log, "wb") as stream:
-        start = time.perf_counter()
-        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
+        between = [sys.executable, "-c", BETWEEN, str(outcome), *command]
+        subprocess.run(between, stdout=stream, stderr=subprocess.STDOUT, check=True)
+    found = json.loads(outcome.read_text())
+    if found["code"]:
         raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-4000:]}")
-    return Cost(seconds, usage.ru_maxrss * 1024)
+    return Cost(**found["cost"])
 
 
 def files_of(directory: Path) -> list[Path]:

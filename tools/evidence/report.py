@@ -88,8 +88,8 @@ def page(results: dict, bounds: dict) -> str:
         "",
         "## Killed and run again",
         "",
-        f"{count} conversions of {gigabytes(kills['bytes'])} (the real towers, a small language "
-        "model) were killed by SIGKILL and run again. Every file was the same as without the kill, "
+        f"{count} conversions of {gigabytes(kills['bytes'])} (the same names, a quarter as wide) "
+        "were killed by SIGKILL and run again. Every file was the same as without the kill, "
         "byte for byte. Undisturbed they take "
         + " and ".join(
             f"{r['seconds']} s ({r['direction']})" for r in kills["ways"] if r["way"] == "random"

@@ -48,6 +48,22 @@ def config_of(cfg: MgmConfig) -> dict:
     return config
 
 
+def narrow(cfg: MgmConfig, layers: int) -> MgmConfig:
+    """A LLaMA's Mini-Gemini, a quarter as wide, with some of the language model's layers."""
+    clip, llm = cfg.clip, cfg.llm
+    fewer = {"width": clip.width // 4, "heads": clip.heads // 4, "mlp_dim": clip.mlp_dim // 4}
+    smaller = {"dim": llm.dim // 4, "mlp_dim": llm.mlp_dim // 4, "layers": layers}
+    heads = {"heads": llm.heads // 4, "kv_heads": llm.kv_heads // 4}
+    return dataclasses.replace(
+        cfg,
+        clip=dataclasses.replace(clip, **fewer),
+        convnext=dataclasses.replace(
+            cfg.convnext, widths=tuple(n // 4 for n in cfg.convnext.widths)
+        ),
+        llm=dataclasses.replace(llm, **smaller, **heads),
+    )
+
+
 def write_checkpoint(
     cfg: MgmConfig, directory: Path, *, shard_size: int = 5 * 10**9, sparse: bool = False
 ) -> int:
