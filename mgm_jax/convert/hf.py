@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.llm_config import decoder_config
 from mgm_jax.convert.overrides import split_overrides, with_overrides
 from mgm_jax.convert.rules import import_params, their_names
+from mgm_jax.convert.towers import AUX, CLIP, HEADS, places, with_towers
 from mgm_jax.models.config import ClipConfig, ConvNextConfig, ImageSpec, MgmConfig
 from mgm_jax.text import Tokenizer, tokenizer_from_hf
 
-CLIP = "model.vision_tower.vision_tower.vision_model."
-AUX = "model.vision_tower_aux."
+SELECT_LAYER = -2  # of every MGM (MGM_SPEC 1.3); base weights do not say
+MINING_EPS = 1e-5  # torch's LayerNorm default
 
 
 class Required(dict):
@@ -46,23 +45,6 @@ def read_config(directory: Path) -> dict:
         raise ValueError(f"{file}: not JSON ({e})") from e
 
 
-def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors of a directory's *.safetensors files. Missing or truncated: one clear error."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory}: no *.safetensors file, expected at least one")
-    tensors = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as e:
-            raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
-    return Required(tensors, "tensor", directory)
-
-
 def read_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a Hugging Face directory; None if it has no vocabulary file."""
     if not any((directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
@@ -72,11 +54,7 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
 
 def find_tower(directory: Path, name: str | None) -> Path | None:
     """The folder that config.json names: relative to the checkpoint, its parent, or here."""
-    if name:
-        for base in (directory, directory.absolute().parent, Path.cwd()):
-            if (base / name).is_dir():
-                return base / name
-    return None
+    return next((path for path in places(directory, name) if path.is_dir()), None)
 
 
 def _clip_heads(directory: Path, config: dict, width: int) -> int:
@@ -160,9 +138,42 @@ def mgm_config(
         clip=clip,
         convnext=_convnext(tensors) if aux else None,
         llm=decoder_config(config, str(directory / "config.json")),
-        mining_eps=1e-5,  # torch's LayerNorm default
+        mining_eps=MINING_EPS,
         projector=config["mm_projector_type"],
     )
+
+
+def parts_config(
+    directory: str | Path, config: dict, tensors: dict, *, clip_heads: int | None = None
+) -> dict[str, Any]:
+    """What `tensors` hold of a model -> key of MgmConfig to its value (`models.config.read_parts`).
+
+    ValueError if they hold nothing of one, or a language model without its config.json.
+    """
+    directory, parts = Path(directory), {}
+
+    def holds(head):
+        return any(name.startswith(head) for name in tensors)
+
+    if holds(CLIP):
+        width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
+        heads = clip_heads or _clip_heads(directory, config, width)
+        known = {"mm_vision_select_layer": SELECT_LAYER} | config
+        parts["clip"] = _clip(tensors, known, heads)
+    if holds(AUX):
+        parts["convnext"] = _convnext(tensors)
+    if holds(HEADS["llm"]):
+        config = config or read_config(directory)
+        parts["llm"] = decoder_config(config, str(directory / "config.json"))
+    if holds("model.mm_projector."):
+        config = config or read_config(directory)
+        parts["projector"] = config["mm_projector_type"]
+    if holds("model.vlm_uni_"):
+        parts["mining_eps"] = MINING_EPS
+    if not parts:
+        example = next(iter(tensors), "nothing")
+        raise ValueError(f"{directory}: no weights of a Mini-Gemini inside (found {example!r} ...)")
+    return parts
 
 
 def load_hf(
@@ -171,8 +182,9 @@ def load_hf(
     clip_heads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ):
-    """An MGM directory (config.json + safetensors) -> (MgmConfig, parameter tree of numpy arrays).
+    """An MGM directory (config.json and weights) -> (MgmConfig, parameter tree of numpy arrays).
 
+    Towers that are not inside come from the folders that config.json names (`convert.towers`).
     `clip_heads`: heads of the CLIP tower, which no tensor's shape tells; without it they are those
     of the tower folder that config.json names, or else 64 channels a head, as in every OpenAI CLIP.
     `overrides` replace values of config.json or of the MgmConfig (`convert.overrides`). ValueError
@@ -182,7 +194,13 @@ def load_hf(
     config = read_config(directory)
     theirs, ours = split_overrides(overrides or {}, config)
     config.update(theirs)
-    tensors = read_safetensors(directory)
+    source, _, whole = with_towers(directory, config, {})
+    if not whole:
+        raise ValueError(
+            f"{directory} is not a whole MGM ({config['mm_projector_type']}): no language model "
+            "inside"
+        )
+    tensors = Required({name: source.read(name) for name in source}, "tensor", directory)
     cfg = mgm_config(directory, config, tensors, clip_heads=clip_heads)
     cfg = with_overrides(cfg, ours)
     table = mgm.rules(cfg)

@@ -49,13 +49,15 @@ def norm(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
     return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", **where)] if bias else [])
 
 
-def _to_ours(rule: Rule, array: np.ndarray) -> np.ndarray:
+def to_ours(rule: Rule, array: np.ndarray) -> np.ndarray:
+    """One foreign tensor in our layout; a view where numpy can make one."""
     if rule.perm:
         array = np.transpose(array, rule.perm)
     return array.reshape(-1, array.shape[-1]) if rule.conv else array
 
 
-def _to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
+def to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
+    """One layer of ours in the foreign layout: the inverse of `to_ours`; a view."""
     if rule.conv:
         kernel, inputs = rule.conv
         array = array.reshape(kernel, kernel, inputs, -1)
@@ -81,7 +83,7 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], sour
                 + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
                 + f"; {rule.ours} is made from it"
             )
-        arrays = [_to_ours(rule, tensors[n]) for n in names]
+        arrays = [to_ours(rule, tensors[n]) for n in names]
         stacked = np.stack(arrays) if rule.depth else arrays[0]
         if rule.experts:
             stacked = stacked.reshape(rule.depth, rule.experts, *stacked.shape[1:])
@@ -100,4 +102,4 @@ def export_params(
         if rule.experts:
             array = array.reshape(-1, *array.shape[2:])
         for i, name in enumerate(their_names(rule)):
-            yield name, np.ascontiguousarray(_to_theirs(rule, array[i] if rule.depth else array))
+            yield name, np.ascontiguousarray(to_theirs(rule, array[i] if rule.depth else array))
