@@ -34,8 +34,8 @@ class LoadedModel:
     """A model with everything that its checkpoint says about it.
 
     `tokenizer` is None when the checkpoint has none. `provenance["config.json"]` is the config.json
-    of the Hugging Face checkpoint that the weights came from, if any. `infer_truncate`: what
-    happens to prompts beyond its tokenizer_model_max_length (`mgm_jax.switches`).
+    of the Hugging Face checkpoint that the weights came from, if any. `switches`:
+    those of `mgm_jax.switches` about prompts.
     """
 
     module: Mgm
@@ -43,7 +43,7 @@ class LoadedModel:
     tokenizer: Any
     template: str
     provenance: dict[str, Any]
-    infer_truncate: str = "error"
+    switches: Mapping[str, Any] = dataclasses.field(default_factory=lambda: choose("load"))
 
     @property
     def config(self) -> MgmConfig:
@@ -77,8 +77,8 @@ class LoadedModel:
             batch_size=batch_size,
             progress=progress,
             max_length=self._max_length,
-            infer_truncate=self.infer_truncate,
             cli_eos=cli_eos,
+            **self.switches,
         )
 
     def chat(self, question: str, images: Sequence[Any] = (), *, max_new_tokens: int = 64) -> str:
@@ -157,7 +157,7 @@ def load(
         shardings = sharding.param_shardings(shapes, axes, mesh) if mesh is not None else None
         params = jax.device_put(params, shardings)
     parts = (checkpoint.tokenizer, checkpoint.template, checkpoint.provenance)
-    return LoadedModel(module, params, *parts, infer_truncate=chosen["infer_truncate"])
+    return LoadedModel(module, params, *parts, {name: chosen[name] for name in choose("load")})
 
 
 def _read_ours(directory: Path, overrides, mesh, dtype) -> Checkpoint:

@@ -52,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one of mgm_jax.switches: gemma_act, gemma_scale_rounding, infer_truncate, cli_eos, "
-        "cli_auto_template; may be repeated",
+        help="one of mgm_jax.switches: gemma_act, gemma_scale_rounding, infer_truncate, "
+        "llama3_released_prompt, cli_eos, cli_auto_template; may be repeated",
     )
     chat.add_argument("--faithful", action="store_true", help="the original's side of all of them")
     return parser

@@ -7,7 +7,7 @@ nobody says. `where` is who reads a switch:
     training  the `switches` of a training config
     optim     `optim.clip` of a training config
     model     `load(switches=...)`; the `switches` of a training config
-    load      `load(switches=...)`
+    load      `load(switches=...)`: what `LoadedModel.generate` does
     chat      `mgm-jax chat --switch NAME=VALUE`
     serve, eval  what does not exist yet: asking for such a switch is an error
 
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 
 class Switch(NamedTuple):
-    """One row. `more`: values beside the three; None: any number from 0 to below 1."""
+    """One row. `where` may be several places; `more`: values beside the three, None for any number
+    from 0 to below 1."""
 
     name: str
     where: str
@@ -46,7 +47,7 @@ SWITCHES = (
     Switch("llama3_assistant_header", "text", "system", "assistant", "system"),
     # "release": as when MGM-8B was trained, with one bos in front in any case and without the
     # first token behind each picture (MGM_SPEC 5.6); masks are then the template's.
-    Switch("llama3_released_prompt", "text", "current", "release", "current"),
+    Switch("llama3_released_prompt", "text load", "current", "release", "current"),
     # Gemma's GELU; None: what the checkpoint's config says, exact unless it has another activation.
     Switch("gemma_act", "model", "erf", "tanh", None),
     # Gemma's embedding scale: the exact factor, or rounded to the model's dtype first; None: ditto.
@@ -99,7 +100,7 @@ def choose(
     that the switch has not. `prefix` stands in front of names in messages.
     """
     places = (where,) if isinstance(where, str) else where
-    here = {s.name: s for s in SWITCHES if s.where in places}
+    here = {s.name: s for s in SWITCHES if set(places) & set(s.where.split())}
     chosen = dict(chosen or {})
     for name, value in chosen.items():
         if name not in BY_NAME:

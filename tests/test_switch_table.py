@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-import logging
 
+import numpy as np
 import pytest
 from golden_families import complete
 from mgm_jax.configs import common
+from PIL import Image
 
 import mgm_jax
 from mgm_jax import cli
 from mgm_jax.convert.overrides import with_switches
-from mgm_jax.generate import chat
+from mgm_jax.generate import chat, engine
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.switches import BY_NAME, SWITCHES, choose
 from mgm_jax.text import FAITHFUL, get_template, stop_rule
@@ -92,7 +93,7 @@ def test_what_is_about_gemma_changes_gemma_alone(tmp_path):
     assert mgm_jax.load(directory, dtype="float32").config.llm.act == "gelu_tanh"
     model = mgm_jax.load(directory, dtype="float32", faithful=True)
     assert (model.config.llm.act, model.config.llm.embed_scale) == ("gelu", "exact")
-    assert model.infer_truncate == "cut"
+    assert model.switches == {"llama3_released_prompt": "current", "infer_truncate": "cut"}
 
 
 def test_gemma_switches_elsewhere(tiny_config):
@@ -109,27 +110,49 @@ def model(tiny_demo):
     return dataclasses.replace(model, provenance=provenance)
 
 
-def test_infer_truncate(model, caplog):
+@pytest.fixture
+def prompts(monkeypatch):
+    """The (tokens, places of visual tokens) of every prompt that is generated from."""
+    seen = []
+
+    def greedy(module, params, batch, **options):
+        used = batch["segments"][0] > 0
+        seen.append((batch["tokens"][0][used].tolist(), batch["visual_index"][0][used].tolist()))
+        return np.full((1, 1), -1)
+
+    monkeypatch.setattr(engine, "greedy", greedy)
+    return seen
+
+
+def test_infer_truncate(model, prompts, caplog):
     """A prompt beyond the model's length is refused, used with a warning, or cut in silence."""
-    short, long = "Hello", "Hello, " + "one two " * 30
-    fits = model.generate([mgm_jax.Request([("user", short)])], max_new_tokens=4)
+    long = "Hello, " + "one two " * 30
+    model.chat("Hello")
     with pytest.raises(
-        ValueError, match=r"has \d+ tokens with its 0 picture\(s\), more than the 8"
+        ValueError, match=r"has \d+ tokens with its 0 picture.s., more than the"
     ):
-        model.chat(long, max_new_tokens=4)
-    warned = dataclasses.replace(model, infer_truncate="warn")
-    whole = dataclasses.replace(model, provenance={}).chat(long, max_new_tokens=4)
-    with caplog.at_level(logging.WARNING):
-        assert warned.chat(long, max_new_tokens=4) == whole
-    assert "tokenizer_model_max_length" in caplog.text
-    caplog.clear()
-    cut = dataclasses.replace(model, infer_truncate="cut")
-    both = [mgm_jax.Request([("user", text)]) for text in (short, long)]
-    answers = cut.generate(both, max_new_tokens=4)
-    assert answers[0] == fits[0] and not caplog.text
-    # The cut prompt: the same that ends somewhere else behind its 80th token.
-    other = long + "three four"
-    assert cut.chat(other, max_new_tokens=4) == answers[1]
+        model.chat(long)
+    for way in ("cut", "warn"):
+        dataclasses.replace(model, switches={"infer_truncate": way}).chat(long)
+        warned = "tokenizer_model_max_length" in caplog.text
+        assert warned == (way == "warn")
+    dataclasses.replace(model, provenance={}).chat(long)
+    short, cut, used, whole = (tokens for tokens, _ in prompts)
+    assert len(short) < 80 == len(cut) < len(whole) and used == whole and cut == whole[:80]
+
+
+def test_the_prompt_of_the_released_mgm_8b(model, prompts):
+    """One bos in any case, and no newline behind a picture (MGM_SPEC 5.6)."""
+    for template in ("llama_3", "v1"):
+        for way in ("current", "release"):
+            switches = {"llama3_released_prompt": way, "infer_truncate": "warn"}
+            changed = dataclasses.replace(model, template=template, switches=switches)
+            changed.chat("What?", [Image.new("RGB", (8, 8))])
+    (now, places), (then, _), *others = prompts
+    newline = max(n for n, place in enumerate(places) if place >= 0) + 1
+    assert not model.tokenizer.decode([now[newline]]).strip()
+    assert then == now[:newline] + now[newline + 1 :]
+    assert others[0] == others[1]
 
 
 def test_cli_eos(tiny_tokenizer):

@@ -111,11 +111,12 @@ def build_prompts(
     template,
     max_length: int | None = None,
     infer_truncate: str = "error",
+    release: bool = False,
 ) -> dict:
     """Requests -> a batch of right-padded prompts with their pictures (one group)."""
     examples = []
     for request in requests:
-        ids = encode_prompt(template, request.turns(), tokenizer)
+        ids = encode_prompt(template, request.turns(), tokenizer, release)
         prompt = expand(ids, [IGNORE] * len(ids), model.cfg.visual_tokens, request.images)
         examples.append(fit(prompt, max_length, infer_truncate))
     longest = max(len(e) for e in examples)
@@ -149,21 +150,25 @@ def generate(
     progress: bool = False,
     max_length: int | None = None,
     infer_truncate: str = "error",
+    llama3_released_prompt: str = "current",
     cli_eos: str = "family",
 ) -> list[str]:
     """Greedy answers in the order of the requests, without the ids that end them.
 
-    `max_length`, `infer_truncate`: see `fit`; `cli_eos`: see `text.stop_rule`. Raises ValueError
-    for pictures that do not match their placeholders, ImageError for unreadable ones.
+    `max_length`, `infer_truncate`: see `fit`; `cli_eos`: see `text.stop_rule`;
+    `llama3_released_prompt`: see `switches`. Raises ValueError for pictures that do not match their
+    placeholders, ImageError for unreadable ones.
     """
     template = get_template(template)
+    release = llama3_released_prompt == "release" and template.name.startswith("llama_3")
+    how = (tokenizer, template, max_length, infer_truncate, release)
     stop_ids, stop_strings = stop_rule(template, tokenizer, cli_eos)
     answers = []
     starts = range(0, len(requests), batch_size)
     for start in tqdm(starts, desc="answers", unit="batch", disable=not progress):
         chunk = list(requests[start : start + batch_size])
         filled = chunk + [chunk[-1]] * (min(batch_size, len(requests)) - len(chunk))
-        batch = build_prompts(filled, model, tokenizer, template, max_length, infer_truncate)
+        batch = build_prompts(filled, model, *how)
         tokens = greedy(model, params, batch, new=max_new_tokens, stop=tuple(sorted(stop_ids)))
         for row in np.asarray(tokens)[: len(chunk)]:
             text = tokenizer.decode([int(i) for i in row if i >= 0 and i not in stop_ids])
