@@ -96,7 +96,7 @@ def _chunks(
             yield index, chunk, source[name].nbytes
     else:
         (name,), step = names, layout.chunk[0]
-        plain = not rule.perm and not rule.conv  # our rows are the source's: read only those
+        plain = not rule.perm and not rule.shapes  # our rows are the source's: read only those
         whole = None
         for i in range(layout.grid[0]):
             rows = slice(i * step, (i + 1) * step)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from mgm_jax.convert.rules import CONV, Rule, linear, norm
+from mgm_jax.convert.rules import CONV, Rule, linear, norm, patches
 from mgm_jax.models.config import ClipConfig
 
 
 def rules(cfg: ClipConfig, prefix: str) -> list[Rule]:
     """`prefix` ends in `vision_model.`; the norm before the layers is spelt `pre_layrnorm`."""
-    conv = (cfg.patch_size, 3)
+    conv = patches(cfg.patch_size, 3)
     table = [
         Rule(f"{prefix}embeddings.class_embedding", "clip/cls"),
-        Rule(f"{prefix}embeddings.patch_embedding.weight", "clip/patch/kernel", CONV, conv=conv),
+        Rule(f"{prefix}embeddings.patch_embedding.weight", "clip/patch/kernel", CONV, shapes=conv),
         Rule(f"{prefix}embeddings.position_embedding.weight", "clip/positions"),
         *norm(f"{prefix}pre_layrnorm", "clip/pre_norm"),
         *norm(f"{prefix}post_layernorm", "clip/unused_norm"),
