@@ -14,9 +14,9 @@ from mgm_jax.checkpoint import (
     Checkpoint,
     CheckpointError,
     check_params,
-    describe,
     load_checkpoint,
     save_checkpoint,
+    whole_model,
 )
 from mgm_jax.convert.hf import load_hf, read_config, read_tokenizer
 from mgm_jax.convert.llm_config import template_of
@@ -147,7 +147,7 @@ def load(
 
 def _read_ours(directory: Path, overrides, mesh, dtype) -> Checkpoint:
     _, changes = split_overrides(overrides, {})
-    config = MgmConfig.from_dict(describe(directory)["model"])
+    config = whole_model(directory)
     _, _, shapes, axes = abstract_model(config, dtype=dtype)
     shardings = sharding.param_shardings(shapes, axes, mesh) if mesh is not None else None
     checkpoint = load_checkpoint(directory, shardings)

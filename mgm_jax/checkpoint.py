@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mgm_jax.models.config import MgmConfig
+from mgm_jax.models.config import MgmConfig, read_parts, to_dict
 from mgm_jax.text import load_tokenizer
 from mgm_jax.tree import diff, flatten
 
@@ -39,13 +39,14 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """What a model directory holds; `params` is a tree of numpy or jax arrays.
 
-    `tokenizer` is None if the weights came without one.
+    `tokenizer` is None if the weights came without one. `config` is a dict when the parameters are
+    parts of a model (`models.config.read_parts`), and `template` None without a language model.
     """
 
-    config: MgmConfig
+    config: MgmConfig | dict[str, Any]
     params: dict[str, Any]
     tokenizer: Any
-    template: str
+    template: str | None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -105,7 +106,7 @@ def write_description(directory: Path, checkpoint: Checkpoint) -> None:
         checkpoint.tokenizer.save(directory / "tokenizer")
     description = {
         "format": FORMAT,
-        "model": checkpoint.config.to_dict(),
+        "model": to_dict(checkpoint.config),
         "template": checkpoint.template,
         "tokenizer": "tokenizer" if checkpoint.tokenizer is not None else None,
         "provenance": checkpoint.provenance,
@@ -134,11 +135,22 @@ def describe(directory: str | Path) -> dict[str, Any]:
     return description
 
 
+def whole_model(directory: str | Path) -> MgmConfig:
+    """The config in `mgm.json`; CheckpointError if the directory holds only parts of a model."""
+    config = read_parts(describe(directory)["model"])
+    if isinstance(config, MgmConfig):
+        return config
+    raise CheckpointError(
+        f"{directory} holds only {', '.join(config)}, expected a whole model; a training run can "
+        "begin from it by its config's init"
+    )
+
+
 def load_checkpoint(directory: str | Path, shardings=None) -> Checkpoint:
     """Reads a model directory; `shardings` (a tree like the parameters) places them on a mesh."""
     directory = Path(directory).absolute()
     description = describe(directory)
-    config = MgmConfig.from_dict(description["model"])
+    config = read_parts(description["model"])
     tokenizer = description["tokenizer"]
     return Checkpoint(
         config=config,

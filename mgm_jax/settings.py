@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mgm_jax.checkpoint import describe
-from mgm_jax.models.config import MgmConfig
+from mgm_jax.models.config import MgmConfig, read_parts
 from mgm_jax.tree import flatten
 
 LEAST = {
@@ -50,16 +50,21 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def read_model_config(config: ConfigDict) -> tuple[MgmConfig, str]:
-    """The model's config and the tokenizer's directory, from the run or its first checkpoint."""
+    """The model's config and the tokenizer's directory: the run's own, or else those of the first
+    checkpoint in its init that has them (one that holds parts of a model has no whole config)."""
     paths = [path for _, path in config.init if path is not None]
-    if (config.model is None or config.tokenizer is None) and not paths:
-        key = "model" if config.model is None else "tokenizer"
-        raise TrainingError(f"config.{key} is not set, and config.init names no checkpoint")
-    description = describe(paths[0]) if paths else {}
-    model = config.model.to_dict() if config.model else description["model"]
-    if not config.tokenizer and not description["tokenizer"]:
-        raise TrainingError(f"{paths[0]} has no tokenizer: set config.tokenizer")
-    tokenizer = config.tokenizer or str(Path(paths[0]) / description["tokenizer"])
+    found = {path: describe(path) for path in paths}
+    model, tokenizer = config.model and config.model.to_dict(), config.tokenizer
+    for path, description in found.items():
+        if not model and isinstance(read_parts(description["model"]), MgmConfig):
+            model = description["model"]
+        if not tokenizer and description["tokenizer"]:
+            tokenizer = str(Path(path) / description["tokenizer"])
+    for key, value in (("model", model), ("tokenizer", tokenizer)):
+        if not value:
+            none = f"{', '.join(paths)} has none"
+            where = none if paths else "config.init names no checkpoint"
+            raise TrainingError(f"config.{key} is not set, and {where}")
     return MgmConfig.from_dict(model), tokenizer
 
 

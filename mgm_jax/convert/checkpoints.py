@@ -6,6 +6,7 @@ back starts from (MGM_SPEC 3.1, 3.6).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -14,17 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mgm_jax.checkpoint import Checkpoint, describe, write_description
+from mgm_jax.checkpoint import Checkpoint, CheckpointError, describe, write_description
 from mgm_jax.convert import hf
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.families import mgm
-from mgm_jax.convert.llm_config import template_of
+from mgm_jax.convert.llm_config import family, template_of
+from mgm_jax.convert.params import ParamsSource
 from mgm_jax.convert.plan import as_dtype
 from mgm_jax.convert.rules import Rule
 from mgm_jax.convert.stream import export_stream, import_stream
+from mgm_jax.convert.torch_file import TorchWriter
 from mgm_jax.convert.towers import clip_heads, with_towers
-from mgm_jax.convert.writers import write_text
-from mgm_jax.models.config import MgmConfig
+from mgm_jax.convert.writers import HfWriter, write_text
+from mgm_jax.models.config import MgmConfig, read_parts, to_dict
 from mgm_jax.text import get_template
 
 LICENCE = (
@@ -32,6 +35,7 @@ LICENCE = (
     "Mini-Gemini's); read them before use."
 )
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
+WHOLE = {f.name for f in dataclasses.fields(MgmConfig)}
 TIED_HEAD = Rule(HEAD, "llm/embed/embedding")  # a tied head that the source stored all the same
 
 
@@ -89,25 +93,34 @@ def from_hf(
     template: str | None = None,
     progress: bool = True,
 ) -> list[str]:
-    """An original's directory `src` -> our model directory `dst`. Returns the mapping's lines.
+    """An original's `src` -> our model directory `dst`. Returns the mapping's lines.
 
+    `src` is a directory or a file: a whole MGM; base weights (CLIP, ConvNeXt, a language model); or
+    what stage 1 or LoRA save beside the language model (`mm_projector.bin`,
+    `non_lora_trainables.bin`). All but the first give a checkpoint of parts, for a run's init.
     `towers`: clip, convnext or llm -> path that overrides the checkpoint's own weights. `template`:
     the chat template to record. Options and errors as of `stream.import_stream`, and
     FileNotFoundError or ValueError for what `src` lacks. Resumable.
     """
     src = Path(src)
-    config = hf.read_config(src)
-    source, used = with_towers(src, config, towers or {})
-    cfg = hf.mgm_config(src, config, source, clip_heads=clip_heads(used.get("clip")))
-    template = get_template(template or template_of(config, str(src / "config.json"))).name
-    tied = cfg.llm.tied_embeddings and HEAD in source
+    home = src if src.is_dir() else src.parent
+    config = hf.read_config(home) if (home / "config.json").exists() else {}
+    source, used, whole = with_towers(src, config, towers or {})
+    own_folder = None if "mm_projector_type" in config else home  # its config.json is CLIP's own
+    heads = clip_heads(used.get("clip", own_folder))
+    read = hf.mgm_config if whole else hf.parts_config
+    cfg = read(home, config, source, clip_heads=heads)
+    llm = cfg.llm if whole else cfg.get("llm")
+    if template or llm:
+        template = get_template(template or template_of(config, str(home / "config.json"))).name
+    tied = bool(llm and llm.tied_embeddings and HEAD in source)
     if tied and not same_tensor(source, HEAD, EMBED):
         raise ValueError(f"{src}: config.json ties {HEAD!r} to {EMBED!r}, but they differ")
     if tied:
         source.extents.pop(HEAD)
     provenance = {
         "source": "huggingface",
-        "config.json": dict(config),
+        "config.json": dict(config) or None,
         "tied_head_stored": tied,
         "dtype": as_dtype(dtype).name if dtype else None,
         "licence": LICENCE,
@@ -116,7 +129,8 @@ def from_hf(
 
     def close():
         found = provenance | {"sha256": hashes.result()}
-        write_description(Path(dst), Checkpoint(cfg, {}, hf.read_tokenizer(src), template, found))
+        tokenizer = hf.read_tokenizer(home) if llm else None
+        write_description(Path(dst), Checkpoint(cfg, {}, tokenizer, template, found))
 
     if not dry_run:
         if dst is None:
@@ -129,8 +143,8 @@ def from_hf(
         dtype,
         max_ram=max_ram,
         dry_run=dry_run,
-        expected={"llm/embed/embedding": (cfg.llm.vocab_size, cfg.llm.dim)},
-        tag=json.dumps([provenance, template, cfg.to_dict()]),
+        expected={"llm/embed/embedding": (llm.vocab_size, llm.dim)} if llm else {},
+        tag=json.dumps([provenance, template, to_dict(cfg)]),
         progress=progress,
         close=close,
     )
@@ -144,56 +158,96 @@ def to_hf(
     shard_size: int = 5_000_000_000,
     max_ram: int | None = None,
     dry_run: bool = False,
+    adapter: bool = False,
     progress: bool = True,
 ) -> list[str]:
     """Our model directory `src` -> the original's layout in `dst`. Returns the mapping's lines.
 
-    Writes config.json, sharded safetensors with their index, and the tokenizer's files. Options
-    and errors as of `stream.export_stream`. Resumable.
+    Writes config.json, sharded safetensors with their index, and the tokenizer's files; or with
+    `adapter`, what the original's stage 1 saves and its stage 2 begins from: `mm_projector.bin`
+    (all but the language model, MGM_SPEC 3.3) and config.json. Options and errors as of
+    `stream.export_stream`, and CheckpointError if `src` lacks a part of that. Resumable.
     """
     src = Path(src)
     description = describe(src)
-    cfg, provenance = MgmConfig.from_dict(description["model"]), description["provenance"]
-    rules = mgm.rules(cfg)
-    if cfg.llm.tied_embeddings and provenance.get("tied_head_stored"):
-        rules = [*rules, TIED_HEAD]
-    config = provenance.get("config.json") or hf_config(cfg)
+    cfg, provenance = read_parts(description["model"]), description["provenance"]
+    source = ParamsSource(src / "params")
+    held = set(to_dict(cfg))
+    if lacking := sorted(({"clip", "projector"} if adapter else WHOLE) - held):
+        needed = "mm_projector.bin" if adapter else "a whole model"
+        what = f"{src} holds only {', '.join(sorted(held))}: {needed} also needs {lacking[0]}"
+        if "projector" in held and not adapter:
+            what += "; with --adapter it becomes mm_projector.bin"
+        raise CheckpointError(what)
+    if adapter:
+        kept = {n: a for n, a in source.extents.items() if not n.startswith("llm/")}
+        source.extents = kept
+        parts = cfg if isinstance(cfg, dict) else vars(cfg)
+        rules = mgm.rules({k: v for k, v in parts.items() if k != "llm"})
+    else:
+        rules = mgm.rules(cfg)
+        if cfg.llm.tied_embeddings and provenance.get("tied_head_stored"):
+            rules = [*rules, TIED_HEAD]
+    config = provenance.get("config.json") or {}
+    if "mm_projector_type" not in config:
+        config = hf_config(cfg, config)
     if dtype:
         config = config | {"torch_dtype": as_dtype(dtype).name}
 
     def close():
         write_text(Path(dst) / "config.json", json.dumps(config, indent=2) + "\n")
-        if description["tokenizer"]:
+        if description["tokenizer"] and not adapter:
             write_tokenizer(src / description["tokenizer"], Path(dst))
 
     if dst is None and not dry_run:
         raise ValueError("no destination: give --dst, or --dry-run")
     return export_stream(
-        src / "params",
+        source,
         rules,
         dst or ".",
         dtype,
-        shard_size=shard_size,
+        writer=lambda place, specs: (
+            TorchWriter(place / "mm_projector.bin", specs)
+            if adapter
+            else HfWriter(place, specs, shard_size)
+        ),
         max_ram=max_ram,
         dry_run=dry_run,
-        tag=json.dumps([config, provenance.get("tied_head_stored")]),
+        tag=json.dumps([config, provenance.get("tied_head_stored"), adapter, shard_size]),
         progress=progress,
         close=close,
     )
 
 
-def hf_config(cfg: MgmConfig) -> dict:
-    """A config.json for a model that never had one (MGM_SPEC 3.6); ValueError if not LLaMA-like."""
-    llm = cfg.llm
-    if llm.experts or llm.zero_centred_norm or llm.dim != llm.heads * llm.head_dim:
+CLASSES = {  # of the original, by family (MGM_SPEC 1.1): architectures and model_type
+    "llama": ("MGMLlamaForCausalLM", "mgm"),
+    "gemma": ("MGMGemmaForCausalLM", "mgm_gemma"),
+    "mistral": ("MGMMistralForCausalLM", "mgm_mistral"),
+    "mixtral": ("MGMMixtralForCausalLM", "mgm_mixtral"),
+}
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+
+def hf_config(cfg: MgmConfig, base: Mapping | None = None) -> dict:
+    """A config.json for a model that never had one (MGM_SPEC 3.6).
+
+    `base`: the language model's own, if there is one. ValueError if the family cannot say the head
+    size.
+    """
+    llm, base = cfg.llm, base or {}
+    name = "gemma" if llm.zero_centred_norm else "mixtral" if llm.experts else "llama"
+    if base and name == "llama":
+        name = family(base, "provenance")
+    if name != "gemma" and llm.dim != llm.heads * llm.head_dim:
         raise ValueError(
-            "provenance has no config.json of the original, and the language model is not of the "
-            "LLaMA family: no config.json can be made for it"
+            f"llm.head_dim is {llm.head_dim}, expected {llm.dim // llm.heads} (dim / heads): the "
+            f"original's {name} config cannot say it"
         )
-    return {
-        "architectures": ["MGMLlamaForCausalLM"],
-        "model_type": "mgm",
-        "hidden_act": llm.act,
+    architecture, kind = CLASSES[name]
+    values = {
+        "architectures": [architecture],
+        "model_type": kind,
+        "hidden_act": ACTIVATIONS[llm.act],
         "hidden_size": llm.dim,
         "intermediate_size": llm.mlp_dim,
         "num_attention_heads": llm.heads,
@@ -219,3 +273,12 @@ def hf_config(cfg: MgmConfig) -> dict:
         "tokenizer_padding_side": "right",
         "use_mm_proj": True,
     }
+    if name == "gemma":
+        values["head_dim"] = llm.head_dim
+        values["hidden_activation"] = ACTIVATIONS[llm.act] if llm.act == "gelu_tanh" else None
+    if llm.experts:
+        values["num_local_experts"] = llm.experts.count
+        values["num_experts_per_tok"] = llm.experts.per_token
+        values["router_aux_loss_coef"] = llm.experts.router_loss
+        values["output_router_logits"] = llm.experts.router_loss > 0
+    return {**base, **values}

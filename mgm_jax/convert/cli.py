@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands of `convert`."""
     commands = parser.add_subparsers(dest="conversion", required=True, metavar="WHAT")
     directions = {
-        "from-hf": "an original's checkpoint (safetensors or .bin) -> a model directory of ours",
+        "from-hf": "an original's checkpoint, or base weights (CLIP, ConvNeXt, a language model), "
+        "or mm_projector.bin (safetensors or .bin) -> a model directory of ours",
         "to-hf": "a model directory of ours -> what the original loads",
     }
     for name, text in directions.items():
@@ -56,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             command.add_argument(
                 "--shard-size", type=size, default=5 * 10**9, metavar="SIZE", help="default: 5GB"
+            )
+            command.add_argument(
+                "--adapter",
+                action="store_true",
+                help="write mm_projector.bin, what the original's stage 2 begins from",
             )
     command = commands.add_parser("inspect", help="the tensors of a file or directory")
     command.add_argument("path", metavar="PATH")
@@ -88,7 +94,8 @@ def main(args: argparse.Namespace) -> None:
         options = {"towers": dict(args.tower), "template": args.template}
         lines = checkpoints.from_hf(args.src, args.dst, **common, **options)
     else:
-        lines = checkpoints.to_hf(args.src, args.dst, **common, shard_size=args.shard_size)
+        options = {"shard_size": args.shard_size, "adapter": args.adapter}
+        lines = checkpoints.to_hf(args.src, args.dst, **common, **options)
     if args.dry_run:
         print("\n".join(lines))
     left_out = sum(line.endswith("-> left out") for line in lines)

@@ -17,11 +17,12 @@ from mgm_jax.convert.families import mgm
 from mgm_jax.convert.llm_config import decoder_config
 from mgm_jax.convert.overrides import split_overrides, with_overrides
 from mgm_jax.convert.rules import import_params, their_names
+from mgm_jax.convert.towers import AUX, CLIP, HEADS, places
 from mgm_jax.models.config import ClipConfig, ConvNextConfig, ImageSpec, MgmConfig
 from mgm_jax.text import Tokenizer, tokenizer_from_hf
 
-CLIP = "model.vision_tower.vision_tower.vision_model."
-AUX = "model.vision_tower_aux."
+SELECT_LAYER = -2  # of every MGM (MGM_SPEC 1.3); base weights do not say
+MINING_EPS = 1e-5  # torch's LayerNorm default
 
 
 class Required(dict):
@@ -72,11 +73,7 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
 
 def find_tower(directory: Path, name: str | None) -> Path | None:
     """The folder that config.json names: relative to the checkpoint, its parent, or here."""
-    if name:
-        for base in (directory, directory.absolute().parent, Path.cwd()):
-            if (base / name).is_dir():
-                return base / name
-    return None
+    return next((path for path in places(directory, name) if path.is_dir()), None)
 
 
 def _clip_heads(directory: Path, config: dict, width: int) -> int:
@@ -160,9 +157,42 @@ def mgm_config(
         clip=clip,
         convnext=_convnext(tensors) if aux else None,
         llm=decoder_config(config, str(directory / "config.json")),
-        mining_eps=1e-5,  # torch's LayerNorm default
+        mining_eps=MINING_EPS,
         projector=config["mm_projector_type"],
     )
+
+
+def parts_config(
+    directory: str | Path, config: dict, tensors: dict, *, clip_heads: int | None = None
+) -> dict[str, Any]:
+    """What `tensors` hold of a model -> key of MgmConfig to its value (`models.config.read_parts`).
+
+    ValueError if they hold nothing of one, or a language model without its config.json.
+    """
+    directory, parts = Path(directory), {}
+
+    def holds(head):
+        return any(name.startswith(head) for name in tensors)
+
+    if holds(CLIP):
+        width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
+        heads = clip_heads or _clip_heads(directory, config, width)
+        known = {"mm_vision_select_layer": SELECT_LAYER} | config
+        parts["clip"] = _clip(tensors, known, heads)
+    if holds(AUX):
+        parts["convnext"] = _convnext(tensors)
+    if holds(HEADS["llm"]):
+        config = config or read_config(directory)
+        parts["llm"] = decoder_config(config, str(directory / "config.json"))
+    if holds("model.mm_projector."):
+        config = config or read_config(directory)
+        parts["projector"] = config["mm_projector_type"]
+    if holds("model.vlm_uni_"):
+        parts["mining_eps"] = MINING_EPS
+    if not parts:
+        example = next(iter(tensors), "nothing")
+        raise ValueError(f"{directory}: no weights of a Mini-Gemini inside (found {example!r} ...)")
+    return parts
 
 
 def load_hf(

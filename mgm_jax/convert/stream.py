@@ -17,7 +17,8 @@ from mgm_jax.convert import plan
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout, ParamsSource, ParamsWriter
 from mgm_jax.convert.rules import Rule, _to_ours, _to_theirs, their_names
-from mgm_jax.convert.writers import HfWriter, begin, finish
+from mgm_jax.convert.torch_file import TorchWriter
+from mgm_jax.convert.writers import HfWriter, Spec, begin, finish
 
 STRIPE = 16  # columns transposed at a time: as many as share a cache line
 SLACK = 128 << 20  # bytes for buffers beside the tensors in hand
@@ -187,14 +188,15 @@ def export_stream(
     directory: str | Path,
     dtype=None,
     *,
-    shard_size: int = 5_000_000_000,
+    writer: Callable[[Path, Sequence[Spec]], HfWriter | TorchWriter],
     max_ram: int | None = None,
     dry_run: bool = False,
     tag: str = "",
     progress: bool = True,
     close: Callable[[], None] | None = None,
 ) -> list[str]:
-    """Our `params/` -> sharded safetensors with an index in `directory`, in foreign names.
+    """Our `params/` -> files in `directory`, in foreign names: what `writer(directory, specs)`
+    makes of them, such as sharded safetensors.
 
     Options and errors as of `import_stream`; the same parameters always give the same bytes, also
     when the work was interrupted.
@@ -204,10 +206,10 @@ def export_stream(
     places = {p.theirs: p for p in plan.pairs(rules)}
     specs, needs, lines = plan.export_specs(source, rules, dtype)
     check_ram(max_ram, needs)
-    if dry_run or begin(directory, plan.fingerprint(source, ("export", tag, shard_size, lines))):
+    if dry_run or begin(directory, plan.fingerprint(source, ("export", tag, lines))):
         return lines
-    writer = HfWriter(directory, specs, shard_size)
-    left, blocks = writer.order(), _Blocks(source)
+    out = writer(directory, specs)
+    left, blocks = out.order(), _Blocks(source)
     total = sum(s.nbytes for s in specs)
     with _progress(total, "exporting", progress) as bar:
         bar.update(total - sum(s.nbytes for s in left))
@@ -219,7 +221,7 @@ def export_stream(
                 yield spec, contiguous(array, spec.dtype, spec.name)
                 bar.update(spec.nbytes)
 
-        writer.write(tensors())
+        out.write(tensors())
     if close:
         close()
     finish(directory)

@@ -26,7 +26,14 @@ NAMES = {
     "llm": ((r"((?:model\.(?:embed_tokens|layers|norm)|lm_head)\..+)", r"\1"),),
 }
 FOLDERS = {"clip": "mm_vision_tower", "convnext": "mm_vision_tower_aux"}  # keys of config.json
+HEADS = {"clip": CLIP, "convnext": AUX, "llm": "model.layers."}
+MGM = ("model.mm_projector", "model.vlm_uni_", "model.vision_tower")
 PREFIX = "base_model.model."  # of a `non_lora_trainables.bin` (MGM_SPEC 3.4)
+
+
+def _renamed(name: str, table) -> str | None:
+    matches = ((re.fullmatch(pattern, name), target) for pattern, target in table)
+    return next((match.expand(target) for match, target in matches if match), None)
 
 
 def renamed(source: TensorSource, tower: str) -> dict:
@@ -34,54 +41,71 @@ def renamed(source: TensorSource, tower: str) -> dict:
 
     ValueError if there is none: the path holds something else.
     """
-    found = {}
-    for name, extent in source.extents.items():
-        for pattern, target in NAMES[tower]:
-            if match := re.fullmatch(pattern, name):
-                found[match.expand(target)] = extent
-                break
+    names = {name: _renamed(name, NAMES[tower]) for name in source.extents}
+    found = {new: source.extents[name] for name, new in names.items() if new}
     if not found:
         example = next(iter(source), "nothing")
         raise ValueError(f"{source.where}: no {tower} weights inside (it holds {example!r} ...)")
     return found
 
 
-def places(directory: Path, folder: str) -> list[Path]:
+def places(directory: Path, folder: str | None) -> list[Path]:
     """Where a folder that config.json names may lie."""
-    return [directory / folder, directory.parent / folder, Path(folder)]
+    directory = directory.absolute()
+    return [directory / folder, directory.parent / folder, Path(folder)] if folder else []
+
+
+def own_tensors(path: Path) -> dict:
+    """The tensors of a file or directory by their names in a whole model, as far as they have one.
+
+    Base weights (a CLIP, a ConvNeXt, a language model) are renamed; what has no place keeps its
+    own name, so that it is not lost from sight.
+    """
+    tensors = {n.removeprefix(PREFIX): x for n, x in open_source(path).extents.items()}
+    if any(name.startswith(MGM) for name in tensors):
+        return tensors
+    table = [rule for rules in NAMES.values() for rule in rules]
+    return {_renamed(name, table) or name: extent for name, extent in tensors.items()}
+
+
+def is_whole(tensors: Mapping, config: Mapping, towers: Mapping) -> bool:
+    """Whether this is to be a whole model, not base weights or stage 1's file (MGM_SPEC 3.3)."""
+    has_llm = "llm" in towers or any(name.startswith(HEADS["llm"]) for name in tensors)
+    return has_llm and "mm_projector_type" in config
 
 
 def with_towers(
-    directory: Path, config: Mapping, towers: Mapping[str, str | Path]
-) -> tuple[TensorSource, dict[str, Path]]:
-    """A checkpoint's tensors completed from its towers, and tower -> the folder that was found.
+    path: Path, config: Mapping, towers: Mapping[str, str | Path]
+) -> tuple[TensorSource, dict[str, Path], bool]:
+    """A checkpoint's tensors completed from its towers, tower -> the folder that was found, and
+    whether they are to be a whole model; parts of one are completed from `towers` alone.
 
-    FileNotFoundError if a tower is neither in the checkpoint nor in the folder that config.json
-    names; ValueError for an unknown tower.
+    FileNotFoundError if a tower of a whole model is neither in the checkpoint nor in the folder
+    that config.json names; ValueError for an unknown tower.
     """
     if unknown := sorted(set(towers) - set(NAMES)):
         raise ValueError(f"unknown tower {unknown[0]!r}, expected one of {sorted(NAMES)}")
-    own = open_source(directory)
-    tensors = {name.removeprefix(PREFIX): extent for name, extent in own.extents.items()}
-    heads = {"clip": CLIP, "convnext": AUX, "llm": "model.layers."}
+    directory = path if path.is_dir() else path.parent
+    tensors = own_tensors(path)
+    whole = is_whole(tensors, config, towers)
     used = {}
-    for tower, head in heads.items():
-        folder = config.get(FOLDERS.get(tower)) if tower in FOLDERS else None
-        tried = places(directory, folder) if folder else []
+    for tower, head in HEADS.items():
+        folder = config.get(FOLDERS.get(tower)) if tower in FOLDERS and whole else None
+        tried = places(directory, folder)
         path = next((p for p in tried if p.exists()), None)
         if tower in towers:
             path = Path(towers[tower])
             tensors |= renamed(open_source(path), tower)
-        elif not any(name.startswith(head) for name in tensors) and (folder or tower == "llm"):
+        elif folder and not any(name.startswith(head) for name in tensors):
             if path is None:
-                where = f", and not at {', '.join(map(str, tried))}" if tried else ""
                 raise FileNotFoundError(
-                    f"{directory}: no {tower} weights inside{where}; give --tower {tower}=PATH"
+                    f"{directory}: no {tower} weights inside, and not at "
+                    f"{', '.join(map(str, tried))}; give --tower {tower}=PATH"
                 )
             tensors |= renamed(open_source(path), tower)
         if path is not None:
             used[tower] = path
-    return TensorSource(tensors, directory), used
+    return TensorSource(tensors, path), used, whole
 
 
 def clip_heads(path: Path | None) -> int | None:

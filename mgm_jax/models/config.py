@@ -225,6 +225,27 @@ class MgmConfig:
         return build(cls, values, "model")
 
 
+def read_parts(values: Mapping[str, Any]) -> MgmConfig | dict[str, Any]:
+    """The config of a whole model, or, of a checkpoint that holds parts of one, key -> its value.
+
+    Parts are base weights (`clip`, `convnext`, `llm`) and what stage 1 trains (`projector`,
+    `mining_eps` for the mining weights). ValueError for a key or value that is none of MgmConfig's.
+    """
+    hints = typing.get_type_hints(MgmConfig)
+    if not isinstance(values, Mapping) or not set(values) < set(hints):
+        return MgmConfig.from_dict(values)
+    return {k: _convert(hints[k], v, f"model.{k}") for k, v in values.items()}
+
+
+def to_dict(config: MgmConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON form of what `read_parts` gives."""
+    if isinstance(config, MgmConfig):
+        return config.to_dict()
+    return {
+        k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in config.items()
+    }
+
+
 def build(cls: type, values: Any, where: str) -> Any:
     """Builds dataclass `cls` from a nested mapping; a ValueError names a wrong or missing key."""
     if not isinstance(values, Mapping):

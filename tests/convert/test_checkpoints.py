@@ -1,5 +1,6 @@
 """Whole conversions of every family: the command in, `load`, the command out, bit for bit."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file
 
 from mgm_jax import api, cli
 from mgm_jax.convert.checkpoints import hf_config
-from mgm_jax.models.config import MgmConfig
+from mgm_jax.convert.hf import Required, mgm_config
 
 TEMPLATES = {"gemma": "gemma", "mixtral": "mistral_instruct", "mistral": "mistral_instruct"}
 
@@ -57,12 +58,23 @@ def test_the_tokenizer_comes_along(tmp_path):
     assert written.items() >= options.items()
 
 
-def test_unknown_template_and_a_family_without_config(tmp_path):
+def test_unknown_template(tmp_path):
     source = complete("gemma", tmp_path)
     with pytest.raises(SystemExit) as caught:
         convert("from-hf", source, tmp_path / "ours", "--template", "v7")
     assert "v7" in str(caught.value.code) and not (tmp_path / "ours").exists()
-    convert("from-hf", source, tmp_path / "ours")
-    description = json.loads((tmp_path / "ours" / "mgm.json").read_text())
-    with pytest.raises(ValueError, match="not of the LLaMA family"):
-        hf_config(MgmConfig.from_dict(description["model"]))
+
+
+@pytest.mark.parametrize("name", ["gemma", "mixtral", "llama_hd"])
+def test_a_config_made_for_a_model_that_never_had_one(name, tmp_path):
+    """It says the same model, and keeps what the language model's own config said besides."""
+    config = json.loads((GOLDEN / name / "config.json").read_text())
+    tensors = tensors_of(name)
+    cfg = mgm_config(tmp_path, Required(config, "key", tmp_path), tensors, clip_heads=4)
+    made = hf_config(cfg, {"bos_token_id": 7, "architectures": config["architectures"]})
+    assert made["bos_token_id"] == 7 and made["model_type"] == config["model_type"]
+    again = mgm_config(tmp_path, Required(made, "key", tmp_path), tensors, clip_heads=4)
+    assert again == cfg
+    odd = dataclasses.replace(cfg.llm, zero_centred_norm=False, head_dim=4)
+    with pytest.raises(ValueError, match="head_dim is 4, expected"):
+        hf_config(dataclasses.replace(cfg, llm=odd))

@@ -20,10 +20,14 @@ from mgm_jax.convert.plan import fingerprint
 from mgm_jax.convert.readers import open_source
 from mgm_jax.convert.rules import Rule, linear
 from mgm_jax.convert.stream import contiguous, export_stream, import_stream
-from mgm_jax.convert.writers import Spec, plan_shards
+from mgm_jax.convert.writers import HfWriter, Spec, plan_shards
 from tests.convert.conftest import GOLDEN, same
 
 QUIET = {"progress": False}
+
+
+def sharded(size):
+    return lambda directory, specs: HfWriter(directory, specs, size)
 
 
 def files(directory):
@@ -201,11 +205,11 @@ WORK = """
     import resource, sys
     from mgm_jax.convert.readers import open_source
     from mgm_jax.convert.stream import export_stream, import_stream
-    from tests.convert.test_stream import RULES
+    from tests.convert.test_stream import RULES, sharded
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     src, ours, back = sys.argv[1:]
     import_stream(open_source(src), RULES, ours)
-    export_stream(ours + "/params", RULES, back, shard_size=60_000_000)
+    export_stream(ours + "/params", RULES, back, writer=sharded(60_000_000))
     print(base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -247,7 +251,7 @@ def test_memory(tmp_path):
 def test_killed_and_resumed(tmp_path):
     source = synthetic(tmp_path / "src", 2500, 2048)
     import_stream(open_source(source), RULES, tmp_path / "ours", **QUIET)
-    export_stream(tmp_path / "ours/params", RULES, tmp_path / "back", shard_size=60_000_000)
+    export_stream(tmp_path / "ours/params", RULES, tmp_path / "back", writer=sharded(60_000_000))
     expected = files(tmp_path / "back")
     rng, kills = random.Random(0), 0
     for _ in range(8):
@@ -271,7 +275,7 @@ def test_finished_pieces_are_kept(tmp_path):
     source = synthetic(tmp_path / "src", 500, 256)
     import_stream(open_source(source), RULES, tmp_path / "ours", **QUIET)
     params, back = tmp_path / "ours/params", tmp_path / "back"
-    export_stream(params, RULES, back, shard_size=10**6, **QUIET)
+    export_stream(params, RULES, back, writer=sharded(10**6), **QUIET)
     expected = files(back)
     journal = json.loads((back / ".convert.json").read_text())
     assert journal["fingerprint"] != fingerprint(open_source(source), "")
@@ -279,5 +283,5 @@ def test_finished_pieces_are_kept(tmp_path):
     lost, kept = sorted(back.glob("*.safetensors"))[:2]
     lost.unlink()
     stamp = kept.stat().st_mtime_ns
-    export_stream(params, RULES, back, shard_size=10**6, **QUIET)
+    export_stream(params, RULES, back, writer=sharded(10**6), **QUIET)
     assert files(back) == expected and kept.stat().st_mtime_ns == stamp

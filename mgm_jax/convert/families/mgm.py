@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from mgm_jax.convert.families import clip, convnext, llama
 from mgm_jax.convert.rules import MATRIX, Rule, linear, norm
@@ -18,24 +20,32 @@ def ignored(cfg: MgmConfig, name: str) -> bool:
     return tied_head or re.fullmatch(BUFFERS, name) is not None
 
 
-def rules(cfg: MgmConfig) -> list[Rule]:
-    table = llama.rules(cfg.llm)
-    for i in range(projector_depth(cfg.projector)):
-        index = "" if cfg.projector == "linear" else f".{2 * i}"  # GELUs take the odd places
+def rules(cfg: MgmConfig | Mapping[str, Any]) -> list[Rule]:
+    """Of a whole model, or of the parts that a mapping names (`models.config.read_parts`)."""
+    parts = cfg if isinstance(cfg, Mapping) else vars(cfg)
+    table = llama.rules(parts["llm"]) if "llm" in parts else []
+    for i in range(projector_depth(parts["projector"]) if "projector" in parts else 0):
+        index = "" if parts["projector"] == "linear" else f".{2 * i}"  # GELUs take the odd places
         table += linear(f"model.mm_projector{index}", f"projector/fc{i + 1}")
-    table += clip.rules(cfg.clip, "model.vision_tower.vision_tower.vision_model.")
-    if cfg.convnext:
+    if "clip" in parts:
+        table += clip.rules(parts["clip"], "model.vision_tower.vision_tower.vision_model.")
+    if parts.get("convnext"):
         aux = "model.vision_tower_aux."
-        table += convnext.rules(cfg.convnext, f"{aux}vision_stem", f"{aux}vision_stages")
-        query = "model.vlm_uni_query_projector"
-        table += norm(f"{query}.0", "mining/query/norm")
-        table += linear(f"{query}.1", "mining/query/proj")
-        for theirs, ours in (("aux", "mining/key"), ("val", "mining/value")):
-            pair = f"model.vlm_uni_{theirs}_projector"
-            table += [
-                Rule(f"{pair}.0.weight", f"{ours}/norm_scale"),
-                Rule(f"{pair}.0.bias", f"{ours}/norm_bias"),
-                Rule(f"{pair}.1.weight", f"{ours}/kernel", MATRIX),
-                Rule(f"{pair}.1.bias", f"{ours}/bias"),
-            ]
+        table += convnext.rules(parts["convnext"], f"{aux}vision_stem", f"{aux}vision_stages")
+    if "mining_eps" in parts and parts.get("convnext", True):
+        table += _mining()
+    return table
+
+
+def _mining() -> list[Rule]:
+    query = "model.vlm_uni_query_projector"
+    table = [*norm(f"{query}.0", "mining/query/norm"), *linear(f"{query}.1", "mining/query/proj")]
+    for theirs, ours in (("aux", "mining/key"), ("val", "mining/value")):
+        pair = f"model.vlm_uni_{theirs}_projector"
+        table += [
+            Rule(f"{pair}.0.weight", f"{ours}/norm_scale"),
+            Rule(f"{pair}.0.bias", f"{ours}/norm_bias"),
+            Rule(f"{pair}.1.weight", f"{ours}/kernel", MATRIX),
+            Rule(f"{pair}.1.bias", f"{ours}/bias"),
+        ]
     return table
