@@ -63,7 +63,7 @@ def write_tokenizer(directory: Path, dst: Path) -> None:
     write_text(dst / "tokenizer_config.json", json.dumps(known | {"tokenizer_class": kind}) + "\n")
 
 
-class _Hashes(threading.Thread):
+class Hashes(threading.Thread):
     """sha256 of files, computed while they are converted."""
 
     def __init__(self, files):
@@ -125,7 +125,7 @@ def from_hf(
         "dtype": as_dtype(dtype).name if dtype else None,
         "licence": LICENCE,
     }
-    hashes = _Hashes(source.files)
+    hashes = Hashes(source.files)
 
     def close():
         found = provenance | {"sha256": hashes.result()}
