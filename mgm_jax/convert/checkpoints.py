@@ -173,6 +173,12 @@ def to_hf(
     cfg, provenance = read_parts(description["model"]), description["provenance"]
     source = ParamsSource(src / "params")
     held = set(to_dict(cfg))
+    tower = cfg.get("clip") if isinstance(cfg, dict) else cfg.clip
+    if tower and tower.kind != "clip":
+        raise CheckpointError(
+            f"{src}: its clip.kind is {tower.kind!r}, but the original has no vision tower but "
+            "CLIP; to-bv writes the tower for big_vision"
+        )
     if lacking := sorted(({"clip", "projector"} if adapter else WHOLE) - held):
         needed = "mm_projector.bin" if adapter else "a whole model"
         what = f"{src} holds only {', '.join(sorted(held))}: {needed} also needs {lacking[0]}"

@@ -22,13 +22,18 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def members(specs: Sequence[Spec], *, scan: bool) -> dict[str, list[Spec]]:
     """Name of each array in the file -> the tensors it holds, one after the other.
 
-    With `scan`, the layers of a block are one array, in order.
+    With `scan`, the layers of a block are one array, in order. ValueError if they differ in dtype.
     """
     found: dict[str, list[tuple[int, Spec]]] = {}
     for spec in specs:
         match = LAYER.fullmatch(spec.name) if scan else None
         name, layer = (match[1] + match[3], int(match[2])) if match else (spec.name, 0)
         found.setdefault(name, []).append((layer, spec))
+    for name, layers in found.items():
+        if len(kinds := sorted({spec.dtype.name for _, spec in layers})) > 1:
+            raise ValueError(
+                f"{name} is one array, but its layers are {' and '.join(kinds)}; choose one dtype"
+            )
     return {
         name: [spec for _, spec in sorted(layers, key=lambda pair: pair[0])]
         for name, layers in found.items()
