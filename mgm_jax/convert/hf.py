@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.llm_config import decoder_config
 from mgm_jax.convert.overrides import split_overrides, with_overrides
 from mgm_jax.convert.rules import import_params, their_names
-from mgm_jax.convert.towers import AUX, CLIP, HEADS, places
+from mgm_jax.convert.towers import AUX, CLIP, HEADS, places, with_towers
 from mgm_jax.models.config import ClipConfig, ConvNextConfig, ImageSpec, MgmConfig
 from mgm_jax.text import Tokenizer, tokenizer_from_hf
 
@@ -46,23 +44,6 @@ def read_config(directory: Path) -> dict:
         return Required(json.loads(file.read_text()), "key", file)
     except ValueError as e:
         raise ValueError(f"{file}: not JSON ({e})") from e
-
-
-def read_safetensors(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors of a directory's *.safetensors files. Missing or truncated: one clear error."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory}: no *.safetensors file, expected at least one")
-    tensors = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as e:
-            raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
-    return Required(tensors, "tensor", directory)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:
@@ -247,8 +228,9 @@ def load_hf(
     clip_heads: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ):
-    """An MGM directory (config.json + safetensors) -> (MgmConfig, parameter tree of numpy arrays).
+    """An MGM directory (config.json and weights) -> (MgmConfig, parameter tree of numpy arrays).
 
+    Towers that are not inside come from the folders that config.json names (`convert.towers`).
     `clip_heads`: heads of the CLIP tower, which no tensor's shape tells; without it they are those
     of the tower folder that config.json names, or else 64 channels a head, as in every OpenAI CLIP.
     `overrides` replace values of config.json or of the MgmConfig (`convert.overrides`). ValueError
@@ -258,7 +240,13 @@ def load_hf(
     config = read_config(directory)
     theirs, ours = split_overrides(overrides or {}, config)
     config.update(theirs)
-    tensors = read_safetensors(directory)
+    source, _, whole = with_towers(directory, config, {})
+    if not whole:
+        raise ValueError(
+            f"{directory} is not a whole MGM ({config['mm_projector_type']}): no language model "
+            "inside"
+        )
+    tensors = Required({name: source.read(name) for name in source}, "tensor", directory)
     cfg = mgm_config(directory, config, tensors, clip_heads=clip_heads)
     cfg = with_overrides(cfg, ours)
     table = mgm.rules(cfg)

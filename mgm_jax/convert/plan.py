@@ -15,7 +15,7 @@ import numpy as np
 
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout
-from mgm_jax.convert.rules import Rule, _to_ours, _to_theirs, their_names
+from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
 from mgm_jax.convert.writers import Spec
 
 # Foreign tensors that a Mini-Gemini does without: buffers, CLIP's text tower, classifier heads,
@@ -113,7 +113,7 @@ def layouts(
         (shape, kind), name = next(iter(kinds.items()))
         lead = stack(rule)
         try:
-            shape = lead + moved_shape(_to_ours, rule, shape)
+            shape = lead + moved_shape(to_ours, rule, shape)
         except ValueError as e:
             raise ValueError(f"{source.where}: {name!r} has shape {shape} ({e})") from e
         if rule.ours in found:
@@ -182,7 +182,7 @@ def export_specs(
                 f"{source.where}: {pair.rule.ours} has shape {info.shape}, expected {lead} at its "
                 "start: as many layers as the config has"
             )
-        shape = moved_shape(_to_theirs, pair.rule, info.shape[n:])
+        shape = moved_shape(to_theirs, pair.rule, info.shape[n:])
         spec = Spec(pair.theirs, shape, target(info.dtype, dtype))
         block = info.nbytes
         if n:  # a packed array is read by its chunks, unpacked beside the packed bytes

@@ -54,13 +54,15 @@ def norm(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
     return rules + ([Rule(f"{theirs}.bias", f"{ours}/bias", **where)] if bias else [])
 
 
-def _to_ours(rule: Rule, array: np.ndarray) -> np.ndarray:
+def to_ours(rule: Rule, array: np.ndarray) -> np.ndarray:
+    """One foreign tensor in our layout; a view where numpy can make one."""
     if rule.perm:
         array = np.transpose(array, rule.perm)
     return _reshape(array, *rule.shapes) if rule.shapes else array
 
 
-def _to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
+def to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
+    """One layer of ours in the foreign layout: the inverse of `to_ours`; a view."""
     if rule.shapes:
         array = _reshape(array, *reversed(rule.shapes))
     return np.transpose(array, np.argsort(rule.perm)) if rule.perm else array
@@ -93,7 +95,7 @@ def import_params(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], sour
                 + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
                 + f"; {rule.ours} is made from it"
             )
-        arrays = [_to_ours(rule, tensors[n]) for n in names]
+        arrays = [to_ours(rule, tensors[n]) for n in names]
         stacked = np.stack(arrays) if rule.depth else arrays[0]
         if rule.experts:
             stacked = stacked.reshape(rule.depth, rule.experts, *stacked.shape[1:])
@@ -112,4 +114,4 @@ def export_params(
         if rule.experts:
             array = array.reshape(-1, *array.shape[2:])
         for i, name in enumerate(their_names(rule)):
-            yield name, np.ascontiguousarray(_to_theirs(rule, array[i] if rule.depth else array))
+            yield name, np.ascontiguousarray(to_theirs(rule, array[i] if rule.depth else array))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mgm_jax.convert import plan
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout, ParamsSource, ParamsWriter
-from mgm_jax.convert.rules import Rule, _to_ours, _to_theirs, their_names
+from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
 from mgm_jax.convert.torch_file import TorchWriter
 from mgm_jax.convert.writers import HfWriter, Spec, begin, finish
 
@@ -79,7 +79,7 @@ def _chunks(
     rest = layout.shape[stacked:]
 
     def moved(name, array):
-        return contiguous(_to_ours(rule, array), layout.dtype, name)
+        return contiguous(to_ours(rule, array), layout.dtype, name)
 
     total = sum(source[n].nbytes for n in names)
     if np.prod(layout.grid) == 1:
@@ -189,7 +189,7 @@ def exported(
     places, blocks = {p.theirs: p for p in plan.pairs(rules)}, _Blocks(source)
     for spec in specs:
         pair = places[spec.name]
-        array = _to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
+        array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
         yield spec, contiguous(array, spec.dtype, spec.name)
         done(spec.nbytes)
 

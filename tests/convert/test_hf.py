@@ -140,7 +140,7 @@ def truncate(directory):
 @pytest.mark.parametrize(
     "spoil,kind,words",
     [
-        (truncate, ValueError, ["model.safetensors", "not a readable safetensors file"]),
+        (truncate, ValueError, ["model.safetensors", "truncated"]),
         (lambda d: (d / "model.safetensors").unlink(), FileNotFoundError, ["*.safetensors"]),
         (lambda d: (d / "config.json").unlink(), FileNotFoundError, ["config.json", "missing"]),
         (lambda d: (d / "config.json").write_text("{"), ValueError, ["config.json", "not JSON"]),

@@ -9,10 +9,11 @@ from golden_families import GOLDEN, complete, tensors_of
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from mgm_jax import api, cli
-from mgm_jax.checkpoint import CheckpointError, load_checkpoint
+from mgm_jax import api, cli, sharding
+from mgm_jax.checkpoint import CheckpointError, load_checkpoint, whole_model
 from mgm_jax.convert.readers import open_source
 from mgm_jax.settings import TrainingError, read_model_config
+from mgm_jax.train import abstract_model, init_params
 from mgm_jax.tree import flatten
 
 CLIP, AUX = "model.vision_tower.vision_tower.", "model.vision_tower_aux.vision_"
@@ -101,6 +102,37 @@ def test_a_language_model_brings_template_and_tokenizer(tmp_path, whole):
     assert cfg.llm == found.config["llm"] and tokenizer == str(tmp_path / "ours" / "tokenizer")
     with pytest.raises(TrainingError, match="config.model is not set"):
         read_model_config(ConfigDict({"init": init, "model": None, "tokenizer": None}))
+
+
+def test_a_run_begins_from_parts(tmp_path, whole):
+    """A training run's init takes each parameter from the checkpoint that holds its part."""
+    convert("to-hf", whole, tmp_path / "stage1", "--adapter")
+    convert("from-hf", tmp_path / "stage1", tmp_path / "parts")
+    model, batch, shapes, axes = abstract_model(whole_model(whole))
+    shardings = sharding.param_shardings(shapes, axes, sharding.make_mesh({"fsdp": 1}))
+    rules = [("llm/.*", str(whole)), (".*", str(tmp_path / "parts"))]
+    params = flatten(init_params(model, batch, shapes, shardings, rules, 0))
+    for name, array in flatten(load_checkpoint(whole).params).items():
+        np.testing.assert_array_equal(params[name], array, err_msg=name)
+    with pytest.raises(CheckpointError, match="missing    llm/norm/scale"):
+        init_params(model, batch, shapes, shardings, [(".*", str(tmp_path / "parts"))], 0)
+
+
+def test_load_reads_bin_files_and_towers_beside(tmp_path, whole):
+    torch = pytest.importorskip("torch", reason="writes the file")
+    tensors = {n: torch.from_numpy(a) for n, a in tensors_of("gemma").items() if AUX not in n}
+    src, tower = tmp_path / "hf", tmp_path / "hf" / "openclip-convnext-large-d-320-tiny"
+    tower.mkdir(parents=True)
+    shutil.copy(GOLDEN / "gemma" / "config.json", src)
+    torch.save(tensors, src / "pytorch_model.bin")
+    aux = part("gemma", AUX, lambda n: n.replace(AUX, "visual.trunk."))
+    torch.save({n: torch.from_numpy(a) for n, a in aux.items()}, tower / "any.bin")
+    found = flatten(api.load(src, dtype="float32").params)
+    for name, array in flatten(load_checkpoint(whole).params).items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    shutil.rmtree(tower)
+    with pytest.raises(FileNotFoundError, match="no convnext weights inside.*--tower convnext="):
+        api.load(src, dtype="float32")
 
 
 def test_stage_one_out_torch_in_and_back(tmp_path, whole):
