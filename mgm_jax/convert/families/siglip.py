@@ -39,15 +39,15 @@ def big_vision_rules(cfg: ClipConfig) -> list[Rule]:
     patch = (p, p, 3, d), (p * p * 3, d)
     table = [
         Rule("embedding/kernel", "clip/patch/kernel", shapes=patch),
-        Rule("embedding/bias", "clip/patch/bias"),
+        Rule("embedding/bias", "clip/patch/bias", shapes=((d,), (d,))),
         Rule("pos_embedding", "clip/positions", shapes=((1, grid, d), (grid, d))),
-        *_norm("Transformer/encoder_norm", final_norm(cfg)),
+        *_norm("Transformer/encoder_norm", final_norm(cfg), d),
     ]
     if cfg.kind == "vit":
         table.append(Rule("cls", "clip/cls", shapes=((1, 1, d), (d,))))
     for ours, where in stacks(cfg):
         for i in (0, 1):
-            table += _norm(f"{BLOCK}/LayerNorm_{i}", f"{ours}/norm{i + 1}", **where)
+            table += _norm(f"{BLOCK}/LayerNorm_{i}", f"{ours}/norm{i + 1}", d, **where)
         attention = f"{BLOCK}/{ATTENTION}"
         for theirs, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
             split = ((d, n, h), (d, d)), ((n, h), (d,))
@@ -67,5 +67,9 @@ def _dense(theirs: str, ours: str, kernel, bias, **where) -> list[Rule]:
     ]
 
 
-def _norm(theirs: str, ours: str, **where) -> list[Rule]:
-    return [Rule(f"{theirs}/{leaf}", f"{ours}/{leaf}", **where) for leaf in ("scale", "bias")]
+def _norm(theirs: str, ours: str, d: int, **where) -> list[Rule]:
+    same = (d,), (d,)
+    return [
+        Rule(f"{theirs}/{leaf}", f"{ours}/{leaf}", shapes=same, **where)
+        for leaf in ("scale", "bias")
+    ]
