@@ -399,5 +399,11 @@ def test_against_big_vision_itself(tmp_path, scan):
     np.testing.assert_allclose(out["encoded"], intermediates["encoded"], atol=1e-5, rtol=1e-5)
     assert set(out) <= set(intermediates)
     big_vision_vit.save(ours, big_vision_vit.load(None, src), tmp_path / "b.npz", layout="scan")
-    back = vit.load(init, str(tmp_path / "b.npz"), {"scan": True})
-    assert_same(flatten(back), case.stacked(loop))
+    back = vit.load(init, str(tmp_path / "b.npz"), {"scan": scan})
+    assert_same(flatten(back), case.stacked(loop) if scan else loop)
+
+    larger = np.zeros((1, 30, 30, 3), np.float32)
+    expected = vit.load(theirs.init(jax.random.key(0), larger)["params"], src, {"scan": scan})
+    found = big_vision_vit.load(ours.init(jax.random.key(0), larger)["params"], src)
+    positions = expected["pos_embedding"][0]
+    np.testing.assert_allclose(found["clip"]["positions"], positions, atol=1e-6)
