@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 
+from mgm_jax.convert.readers import open_source
+from tests.convert.conftest import same
+
 LAYERS, D, N, H, F, P, SIDE = 3, 24, 3, 8, 40, 4, 5
 ATTENTION = "MultiHeadDotProductAttention_0"
 
@@ -99,3 +102,19 @@ def forward(t, pictures, *, layers=LAYERS):
     if layers == LAYERS:
         x = norm(x, t["Transformer/encoder_norm/scale"], t["Transformer/encoder_norm/bias"])
     return x[:, 1:] if "cls" in t else x
+
+
+def write(file, tensors, prefix=""):
+    np.savez(file, **{prefix + n: a for n, a in tensors.items()})
+    return file
+
+
+def read(file):
+    source = open_source(file)
+    return {n: source.read(n) for n in source}
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        assert same(np.asarray(found[name]), array), name

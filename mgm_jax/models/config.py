@@ -23,7 +23,8 @@ class ImageSpec:
 
     `hr_size` is the side of the square HR picture; the LR view has side `lr_size * grid` and is cut
     into grid x grid crops; `use_global` appends the whole view at `lr_size`. `aspect` is "pad"
-    (square canvas in the mean colour) or "square" (short side resized, centre crop).
+    (square canvas in the mean colour) or "square" (short side resized, centre crop). `mean` and
+    `std` normalise the LR view, and the HR one too unless it has `hr_mean` and `hr_std`.
     """
 
     lr_size: int
@@ -33,12 +34,16 @@ class ImageSpec:
     use_global: bool = False
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    hr_mean: tuple[float, ...] | None = None
+    hr_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
         if self.aspect not in ("pad", "square"):
             raise ValueError(f"image.aspect is {self.aspect!r}, expected 'pad' or 'square'")
         if self.use_global and self.grid < 2:
             raise ValueError(f"image.use_global needs image.grid >= 2, found {self.grid}")
+        if (self.hr_mean is None) != (self.hr_std is None):
+            raise ValueError("image.hr_mean and image.hr_std: one is given without the other")
 
     @property
     def crops(self) -> int:
@@ -197,11 +202,7 @@ class MgmConfig:
                 f"clip.image_size {self.clip.image_size} differs from image.lr_size "
                 f"{self.image.lr_size}"
             )
-        if self.clip.kind != "clip" and (self.image.mean, self.image.std) == (CLIP_MEAN, CLIP_STD):
-            raise ValueError(
-                f"image.mean and image.std are CLIP's, but clip.kind is {self.clip.kind!r}: give "
-                "those of the tower (SigLIP and big_vision: 0.5 each)"
-            )
+        self._check_normalisation()
         if self.convnext:
             cells, rest = divmod(self.image.hr_size, self.convnext.patch_size)
             if rest or cells % (self.clip.grid * self.image.grid):
@@ -211,6 +212,21 @@ class MgmConfig:
                     f"{self.clip.grid * self.image.grid} low-resolution tokens of a side "
                     f"({self.clip.grid} a crop, image.grid {self.image.grid})"
                 )
+
+    def _check_normalisation(self):
+        """A tower that is not CLIP's must say its own: CLIP's would load, and be quietly wrong."""
+        image, kind = self.image, self.clip.kind
+        if kind != "clip" and (image.mean, image.std) == (CLIP_MEAN, CLIP_STD):
+            raise ValueError(
+                f"image.mean and image.std are CLIP's, but clip.kind is {kind!r}: give those of "
+                "the tower (SigLIP and big_vision: 0.5 each)"
+            )
+        if kind != "clip" and self.convnext and image.hr_mean is None:
+            raise ValueError(
+                f"image.hr_mean and image.hr_std are not given, but clip.kind is {kind!r}, whose "
+                "normalisation is not ConvNeXt's: give that of its training (OpenCLIP: "
+                f"{list(CLIP_MEAN)} and {list(CLIP_STD)})"
+            )
 
     @property
     def visual_tokens(self) -> int:

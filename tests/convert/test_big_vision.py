@@ -1,7 +1,9 @@
-"""big_vision's .npz in every layout, both ways, and the adapter with its `Model` and `load`."""
+"""big_vision's .npz in every layout, both ways; a SigLIP folder of Hugging Face."""
 
+import contextlib
+import copy
+import dataclasses
 import json
-import sys
 
 import big_vision_case as case
 import jax
@@ -9,15 +11,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import scipy.ndimage
+from big_vision_case import assert_same, read, write
 from safetensors.numpy import save_file
 
-from mgm_jax import cli
-from mgm_jax.checkpoint import load_checkpoint
+from mgm_jax import cli, sharding
+from mgm_jax.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mgm_jax.convert.big_vision import read_tower
 from mgm_jax.convert.big_vision_source import open_tower, resize_positions, split_subtree
-from mgm_jax.convert.readers import open_source
-from mgm_jax.integrations import big_vision_vit
 from mgm_jax.models.clip_vit import ClipVit
+from mgm_jax.models.config import MgmConfig, read_parts
+from mgm_jax.train import abstract_model, init_params
 from mgm_jax.tree import flatten
+from tests.conftest import TINY
 from tests.convert.conftest import same
 
 RNG = np.random.default_rng(0)
@@ -29,30 +34,14 @@ def convert(direction, src, dst, *options):
     cli.main(["convert", direction, "--src", str(src), "--dst", str(dst), *map(str, options)])
 
 
-def write(file, tensors, prefix=""):
-    np.savez(file, **{prefix + n: a for n, a in tensors.items()})
-    return file
-
-
 def tower_of(tensors):
     return {n: a for n, a in tensors.items() if n.split("/")[0] in TOWER}
-
-
-def assert_same(found, expected):
-    assert set(found) == set(expected)
-    for name, array in expected.items():
-        assert same(np.asarray(found[name]), array), name
-
-
-def read(file):
-    source = open_source(file)
-    return {n: source.read(n) for n in source}
 
 
 def features(directory):
     checkpoint = load_checkpoint(directory)
     cfg = checkpoint.config["clip"]
-    return ClipVit(cfg).apply({"params": checkpoint.params["clip"]}, PICTURES), cfg
+    return jax.jit(ClipVit(cfg).apply)({"params": checkpoint.params["clip"]}, PICTURES), cfg
 
 
 # ------------------------------------------------------------------------------------ both ways
@@ -99,7 +88,7 @@ def test_one_changed_element_changes_one_array(tmp_path):
         changed = loop | {name: loop[name].copy()}
         changed[name].flat[-1] += 1
         tower = open_tower(write(tmp_path / f"{i}.npz", changed))
-        after = flatten(big_vision_vit.read_tower(tower, cfg))
+        after = flatten(read_tower(tower, cfg))
         different = [n for n in before if not same(np.asarray(before[n]), after[n])]
         assert len(different) == 1, (name, different)
         assert np.sum(np.asarray(before[different[0]]) != after[different[0]]) == 1
@@ -222,6 +211,33 @@ def test_another_image_size(tmp_path):
     assert same(np.asarray(found.params["clip"]["positions"]), loop["pos_embedding"][0])
 
 
+def test_a_run_begins_from_it(tmp_path, capsys):
+    """A model whose config has the part's `clip` takes its tower from the part."""
+    loop = case.arrays(cls=True)
+    convert("from-bv", write(tmp_path / "a.npz", loop), tmp_path / "part")
+    part = load_checkpoint(tmp_path / "part")
+    values = copy.deepcopy(TINY) | {"clip": dataclasses.asdict(part.config["clip"])}
+    half = dict(mean=[0.5] * 3, std=[0.5] * 3, hr_mean=[0.5] * 3, hr_std=[0.5] * 3)
+    values["image"] = dict(lr_size=20, hr_size=40, **half)
+    values["convnext"] |= dict(patch_size=2)
+    cfg = MgmConfig.from_dict(values)
+    model, batch, shapes, axes = abstract_model(cfg)
+    shardings = sharding.param_shardings(shapes, axes, sharding.make_mesh({"fsdp": 1}))
+    rules = [("clip/.*", str(tmp_path / "part")), (".*", None)]
+    params = init_params(model, batch, shapes, shardings, rules, 0)
+    found = {n: np.asarray(a) for n, a in flatten(params["clip"]).items()}
+    assert_same(found, {n: np.asarray(a) for n, a in flatten(part.params["clip"]).items()})
+
+    save_checkpoint(tmp_path / "whole", Checkpoint(cfg, params, None, "v1"))
+    convert("to-bv", tmp_path / "whole", tmp_path / "b.npz")
+    assert_same(read(tmp_path / "b.npz"), loop)
+    fails("has no vision tower but CLIP", "to-hf", tmp_path / "whole", tmp_path / "hf")
+    with contextlib.suppress(SystemExit):
+        cli.main(["doctor", str(tmp_path / "part")])
+    out = capsys.readouterr().out
+    assert "holds only clip" in out and "lacks" not in out
+
+
 def test_equal_towers_give_equal_bytes(tmp_path):
     convert("from-bv", write(tmp_path / "a.npz", case.arrays()), tmp_path / "ours")
     for name in ("b", "c"):
@@ -276,8 +292,10 @@ def test_bad_files(tmp_path):
     fails("is missing", "from-bv", tmp_path / "absent.npz:img", dst)
 
 
-def test_bad_exports(tmp_path, tiny_demo):
-    text = fails("its vision tower is CLIP's", "to-bv", tiny_demo / "base_mining", tmp_path / "x")
+def test_bad_exports(tmp_path):
+    parts, zeros = read_parts({"clip": TINY["clip"]}), {"clip": {"cls": np.zeros(16)}}
+    save_checkpoint(tmp_path / "clip", Checkpoint(parts, zeros, None, None))
+    text = fails("its vision tower is CLIP's", "to-bv", tmp_path / "clip", tmp_path / "x")
     assert "quick_gelu" in text and "norm before the layers" in text
     src = write(tmp_path / "a.npz", case.arrays())
     fails("exists", "to-bv", tmp_path, src)
@@ -313,97 +331,3 @@ def test_a_siglip_folder_of_hugging_face(tmp_path):
     convert("to-bv", tmp_path / "ours", tmp_path / "a.npz")
     convert("from-bv", tmp_path / "a.npz", tmp_path / "again")
     np.testing.assert_array_equal(features(tmp_path / "again")[0], found)
-
-
-# ---------------------------------------------------------------------------------- the adapter
-
-SIZES = dict(patch_size=(4, 4), width=case.D, depth=case.LAYERS, mlp_dim=case.F, num_heads=case.N)
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_the_adapter(tmp_path, scan):
-    loop = case.arrays(head=True)
-    src = write(tmp_path / "a.npz", case.stacked(loop) if scan else loop, "img/")
-    model = big_vision_vit.Model(7, **SIZES, pool_type="none", scan=scan)
-    init = model.init(jax.random.key(0), PICTURES)["params"]
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(init))
-    params = big_vision_vit.load(init, f"{src}:img", {"scan": scan}, dont_load=["MAPHead_0/.*"])
-    tokens, logits = case.forward(loop, PICTURES), loop["head/kernel"]
-    x, out = model.apply({"params": params}, PICTURES, train=False)
-    np.testing.assert_allclose(out["encoded"], tokens, atol=1e-5, rtol=1e-5)
-    expected = tokens @ logits + loop["head/bias"]
-    np.testing.assert_allclose(x, expected, atol=1e-4, rtol=1e-5)
-    assert out["logits_2d"].shape == (2, 5, 5, 7)
-    big_vision_vit.save(model, params, tmp_path / "b.npz", layout="scan")
-    kept = {n: a for n, a in loop.items() if not n.startswith("MAPHead_0/")}
-    assert_same(read(tmp_path / "b.npz"), case.stacked(kept))
-
-    gap = big_vision_vit.Model(**SIZES)
-    fresh = big_vision_vit.load(None, str(src), {}, dont_load=["(MAPHead_0|head)/.*"])
-    x, _ = gap.apply({"params": fresh}, PICTURES)
-    np.testing.assert_allclose(x, tokens.mean(1), atol=1e-5, rtol=1e-5)
-
-
-def test_the_adapter_resizes_keeps_and_refuses(tmp_path):
-    loop = case.arrays(head=True)
-    src = str(write(tmp_path / "a.npz", loop))
-    model = big_vision_vit.Model(7, **SIZES)
-    init = model.init(jax.random.key(0), np.zeros((1, 30, 30, 3), np.float32))["params"]
-    with pytest.raises(ValueError, match=r"(?s)does not fit.*\+ unexpected MAPHead_0/probe"):
-        big_vision_vit.load(init, src, {})
-    params = big_vision_vit.load(init, src, {}, dont_load=["MAPHead_0/.*", "head/.*"])
-    assert params["clip"]["positions"].shape == (49, case.D)
-    assert params["head"]["kernel"] is init["head"]["kernel"]
-    other = big_vision_vit.Model(**SIZES | {"mlp_dim": 44}).init(jax.random.key(0), PICTURES)
-    with pytest.raises(ValueError, match=r"(?s)! shape +clip/layers/mlp/fc1/bias: found \(3, 40\)"):
-        big_vision_vit.load(other["params"], src, {}, dont_load=["(MAPHead_0|head)/.*"])
-    convert("from-bv", src, tmp_path / "ours")
-    ours = big_vision_vit.load(None, str(tmp_path / "ours"))
-    assert_same(flatten(ours["clip"]), flatten(big_vision_vit.load(None, src)["clip"]))
-
-
-def test_options_of_the_adapter():
-    assert big_vision_vit.Model(variant="So400m/14").config(384).grid == 27
-    assert big_vision_vit.Model(variant="B").mlp_dim == 3072
-    for options, match in (
-        (dict(variant="XXL/3"), "variant is 'XXL/3'"),
-        (dict(pool_type="map"), "pool_type is 'map', expected one of"),
-        (dict(dropout=0.1), "dropout is 0.1"),
-        (dict(posemb="sincos2d"), "posemb"),
-        (dict(colour=1), "unknown option 'colour'"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            big_vision_vit.Model(**options)
-    with pytest.raises(ValueError, match="20 x 24, expected a square"):
-        big_vision_vit.Model(**SIZES).init(jax.random.key(0), np.zeros((1, 20, 24, 3)))
-    assert "big_vision" not in sys.modules
-
-
-@pytest.mark.big_vision
-@pytest.mark.parametrize("scan", [False, True])
-def test_against_big_vision_itself(tmp_path, scan):
-    vit = pytest.importorskip(
-        "big_vision.models.vit",
-        reason="needs a checkout of google-research/big_vision, and what it imports",
-        exc_type=ImportError,
-    )
-    options = dict(num_classes=7, **SIZES, pool_type="none", head_zeroinit=False, scan=scan)
-    theirs, ours = vit.Model(**options), big_vision_vit.Model(**options)
-    init = theirs.init(jax.random.key(0), PICTURES)["params"]
-    loop = {n: a for n, a in case.arrays(head=True).items() if not n.startswith("MAPHead_0/")}
-    src = str(write(tmp_path / "a.npz", loop))
-    params = vit.load(init, src, {"scan": scan})
-    expected, intermediates = theirs.apply({"params": params}, PICTURES)
-    found, out = ours.apply({"params": big_vision_vit.load(None, src)}, PICTURES)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
-    np.testing.assert_allclose(out["encoded"], intermediates["encoded"], atol=1e-5, rtol=1e-5)
-    assert set(out) <= set(intermediates)
-    big_vision_vit.save(ours, big_vision_vit.load(None, src), tmp_path / "b.npz", layout="scan")
-    back = vit.load(init, str(tmp_path / "b.npz"), {"scan": scan})
-    assert_same(flatten(back), case.stacked(loop) if scan else loop)
-
-    larger = np.zeros((1, 30, 30, 3), np.float32)
-    expected = vit.load(theirs.init(jax.random.key(0), larger)["params"], src, {"scan": scan})
-    found = big_vision_vit.load(ours.init(jax.random.key(0), larger)["params"], src)
-    positions = expected["pos_embedding"][0]
-    np.testing.assert_allclose(found["clip"]["positions"], positions, atol=1e-6)

@@ -12,9 +12,11 @@ import pytest
 from mgm_jax.convert.families import siglip
 from mgm_jax.convert.rules import export_params, import_params
 from mgm_jax.models.clip_vit import ClipVit
-from mgm_jax.models.config import ClipConfig, ImageSpec, MgmConfig
+from mgm_jax.models.config import CLIP_MEAN, CLIP_STD, ClipConfig, ImageSpec, MgmConfig
 from mgm_jax.models.mgm import Mgm
-from mgm_jax.models.presets import SIGLIP_SO400M_384
+from mgm_jax.models.presets import LLMS, SIGLIP_SO400M_384, mgm_siglip
+from mgm_jax.ops.views import normalise, views
+from mgm_jax.train import abstract_model
 from mgm_jax.tree import flatten
 from tests.conftest import TINY
 
@@ -95,6 +97,9 @@ def test_the_preset_has_as_many_parameters_as_googles():
     assert SIGLIP_SO400M_384.grid == 27
 
 
+HALF = dict(mean=[0.5] * 3, std=[0.5] * 3)
+
+
 def siglip_model(**image):
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in TINY.items()}
     values["clip"] |= dict(kind="siglip", act="gelu_tanh", norm_eps=1e-6, select_layer=-1)
@@ -103,8 +108,7 @@ def siglip_model(**image):
 
 
 def test_a_whole_model():
-    half = dict(mean=[0.5] * 3, std=[0.5] * 3)
-    cfg = siglip_model(**half)
+    cfg = siglip_model(**HALF, hr_mean=[0.4] * 3, hr_std=[0.3] * 3)
     assert MgmConfig.from_dict(cfg.to_dict()) == cfg
     batch = {"images": jnp.zeros((1, 1, 32, 32, 3), jnp.uint8)}
     zeros = jnp.zeros((1, 8), jnp.int32)
@@ -121,6 +125,10 @@ def test_a_whole_model():
 def test_a_config_says_its_normalisation_and_kind():
     with pytest.raises(ValueError, match="image.mean and image.std are CLIP's, but clip.kind is"):
         siglip_model()
+    with pytest.raises(ValueError, match="image.hr_mean and image.hr_std are not given, but"):
+        siglip_model(**HALF)
+    with pytest.raises(ValueError, match="one is given without the other"):
+        siglip_model(**HALF, hr_mean=[0.4] * 3)
     values = dataclasses.asdict(CFG)
     assert ClipConfig(**values) == CFG
     with pytest.raises(ValueError, match=r"clip.kind is 'dino', expected one of \('clip'"):
@@ -129,4 +137,24 @@ def test_a_config_says_its_normalisation_and_kind():
         ClipConfig(**values | {"kind": "clip"})
     del values["kind"]
     assert ClipConfig(**values | {"image_size": 20}).kind == "clip"
-    assert ImageSpec(8, 32, mean=(0.5,) * 3, std=(0.5,) * 3).mean == (0.5,) * 3
+
+
+def test_each_view_has_its_normalisation():
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    plain = ImageSpec(8, 32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    lr, hr = views(pixels, plain)
+    assert np.array_equal(hr, normalise(pixels, plain))
+    own = dataclasses.replace(plain, hr_mean=CLIP_MEAN, hr_std=CLIP_STD)
+    found_lr, found_hr = views(pixels, own)
+    np.testing.assert_array_equal(found_lr, lr)
+    expected = (pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    np.testing.assert_allclose(found_hr, expected, atol=1e-5)
+
+
+def test_a_preset_around_it():
+    cfg = mgm_siglip(LLMS["vicuna_7b"])
+    assert cfg.visual_tokens == 729 and MgmConfig.from_dict(cfg.to_dict()) == cfg
+    _, _, shapes, _ = abstract_model(cfg)
+    sizes = {k: sum(math.prod(a.shape) for a in jax.tree.leaves(v)) for k, v in shapes.items()}
+    assert sizes["clip"] == 412_987_248
+    assert sizes["projector"] == 1152 * 4096 + 4096 + 4096 * 4096 + 4096

@@ -16,9 +16,13 @@ DENSE = {"Dense_0": "fc1", "Dense_1": "fc2"}  # in MlpBlock_0
 
 
 def hf_rules(cfg: ClipConfig, prefix: str) -> list[Rule]:
-    """transformers' SiglipVisionModel; `prefix` is what its names start with."""
+    """transformers' SiglipVisionModel; `prefix` is what its names start with.
+
+    A class token, which no such model has, goes by CLIP's name.
+    """
     patch = f"{prefix}embeddings.patch_embedding"
-    return [
+    cls = [Rule(f"{prefix}embeddings.class_embedding", "clip/cls")] if cfg.kind == "vit" else []
+    return cls + [
         Rule(f"{patch}.weight", "clip/patch/kernel", CONV, shapes=patches(cfg.patch_size, 3)),
         Rule(f"{patch}.bias", "clip/patch/bias"),
         Rule(f"{prefix}embeddings.position_embedding.weight", "clip/positions"),
