@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "from-hf": "an original's checkpoint, or base weights (CLIP, ConvNeXt, a language model), "
         "or mm_projector.bin (safetensors or .bin) -> a model directory of ours",
         "to-hf": "a model directory of ours -> what the original loads",
+        "from-bv": "a ViT of big_vision (FILE.npz or FILE.npz:subtree) -> a model directory of "
+        "ours that holds a vision tower, for a run's init",
+        "to-bv": "the vision tower of a model directory of ours -> a .npz file for big_vision",
     }
     for name, text in directions.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -54,6 +57,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="weights that override the checkpoint's own; NAME: clip, convnext, llm",
             )
             command.add_argument("--template", help="chat template; default: the family's")
+        elif name == "from-bv":
+            command.add_argument(
+                "--image-size", type=int, metavar="N", help="resizes the positions; default: as is"
+            )
+            command.add_argument(
+                "--select-layer",
+                type=int,
+                default=-1,
+                metavar="N",
+                help="whose features are used, -2 for the last but one; default: %(default)s",
+            )
+        elif name == "to-bv":
+            command.add_argument(
+                "--layout",
+                choices=("loop", "scan"),
+                default="loop",
+                help="an array for each layer, or for all layers; default: %(default)s",
+            )
         else:
             command.add_argument(
                 "--shard-size", type=size, default=5 * 10**9, metavar="SIZE", help="default: 5GB"
@@ -112,12 +133,17 @@ def main(args: argparse.Namespace) -> None:
 
         verify.main(args)
         return
-    from mgm_jax.convert import checkpoints
+    from mgm_jax.convert import big_vision, checkpoints
 
     common = {"dtype": args.dtype, "max_ram": args.max_ram, "dry_run": args.dry_run}
     if args.conversion == "from-hf":
         options = {"towers": dict(args.tower), "template": args.template}
         lines = checkpoints.from_hf(args.src, args.dst, **common, **options)
+    elif args.conversion == "from-bv":
+        options = {"image_size": args.image_size, "select_layer": args.select_layer}
+        lines = big_vision.from_bv(args.src, args.dst, **common, **options)
+    elif args.conversion == "to-bv":
+        lines = big_vision.to_bv(args.src, args.dst, **common, layout=args.layout)
     else:
         options = {"shard_size": args.shard_size, "adapter": args.adapter}
         lines = checkpoints.to_hf(args.src, args.dst, **common, **options)

@@ -67,7 +67,7 @@ def check_ram(limit: int | None, needs: Mapping[str, int]) -> None:
         )
 
 
-def _progress(total: int, what: str, show: bool) -> tqdm:
+def progress_bar(total: int, what: str, show: bool) -> tqdm:
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not show)
 
 
@@ -97,7 +97,7 @@ def _chunks(
             yield index, chunk, source[name].nbytes
     else:
         (name,), step = names, layout.chunk[0]
-        plain = not rule.perm and not rule.conv  # our rows are the source's: read only those
+        plain = not rule.perm and not rule.shapes  # our rows are the source's: read only those
         whole = None
         for i in range(layout.grid[0]):
             rows = slice(i * step, (i + 1) * step)
@@ -147,7 +147,7 @@ def import_stream(
         return lines
     writer = ParamsWriter(directory / "params", ours)
     writer.start()
-    with _progress(sum(source[n].nbytes for n in names), "importing", progress) as bar:
+    with progress_bar(sum(source[n].nbytes for n in names), "importing", progress) as bar:
         for rule in rules:
             has = functools.partial(writer.has, rule.ours)
             for index, chunk, size in _chunks(source, rule, ours[rule.ours], has):
@@ -182,6 +182,18 @@ class _Blocks:
         return self.block[(index[0] - first, *index[1:])]
 
 
+def exported(
+    source: ParamsSource, rules: Sequence[Rule], specs: Sequence[Spec], done: Callable[[int], None]
+) -> Iterator[tuple[Spec, np.ndarray]]:
+    """The tensors of `specs`, in their order, from our arrays; `done(bytes)` after each."""
+    places, blocks = {p.theirs: p for p in plan.pairs(rules)}, _Blocks(source)
+    for spec in specs:
+        pair = places[spec.name]
+        array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
+        yield spec, contiguous(array, spec.dtype, spec.name)
+        done(spec.nbytes)
+
+
 def export_stream(
     params: str | Path | ParamsSource,
     rules: Sequence[Rule],
@@ -203,25 +215,16 @@ def export_stream(
     """
     source = params if isinstance(params, ParamsSource) else ParamsSource(Path(params))
     dtype, directory = plan.as_dtype(dtype), Path(directory)
-    places = {p.theirs: p for p in plan.pairs(rules)}
     specs, needs, lines = plan.export_specs(source, rules, dtype)
     check_ram(max_ram, needs)
     if dry_run or begin(directory, plan.fingerprint(source, ("export", tag, lines))):
         return lines
     out = writer(directory, specs)
-    left, blocks = out.order(), _Blocks(source)
-    total = sum(s.nbytes for s in specs)
-    with _progress(total, "exporting", progress) as bar:
-        bar.update(total - sum(s.nbytes for s in left))
-
-        def tensors():
-            for spec in left:
-                pair = places[spec.name]
-                array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
-                yield spec, contiguous(array, spec.dtype, spec.name)
-                bar.update(spec.nbytes)
-
-        out.write(tensors())
+    left = out.order()
+    total, rest = (sum(s.nbytes for s in some) for some in (specs, left))
+    with progress_bar(total, "exporting", progress) as bar:
+        bar.update(total - rest)
+        out.write(exported(source, rules, left, bar.update))
     if close:
         close()
     finish(directory)

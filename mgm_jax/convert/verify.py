@@ -212,8 +212,9 @@ def lines(report: dict) -> list[str]:
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Parity report</title>
 <style>body{{font:15px/1.5 system-ui;margin:2em auto;max-width:60em}}
-table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}}td:first-child,
-th:first-child{{text-align:left}}.no{{background:#fdd}}.yes{{background:#efe}}</style>
+table{{border-collapse:collapse}} td,th{{padding:.2em .8em;text-align:right}}
+td,th{{border-bottom:1px solid #ddd}} td:first-child,th:first-child{{text-align:left}}
+.no{{background:#fdd}} .yes{{background:#efe}}</style>
 <h1>{a} against {b}</h1><p><b>{verdict}</b></p>{notes}
 <table><tr><th>module<th>max abs<th>relative<th>cosine<th>top-1<th>tolerance</tr>{rows}</table>
 """

@@ -14,6 +14,7 @@ from typing import Any
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+VISION_KINDS = ("clip", "siglip", "vit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,13 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """CLIP ViT (MGM_SPEC 1.3). `select_layer` counts as in HF hidden_states (-2: last but one)."""
+    """The low-resolution encoder, a ViT. `select_layer` counts as in HF hidden_states (-2: last
+    but one; where it is the last, the final norm of a tower that is not CLIP's is applied).
+
+    `kind`: "clip" is OpenAI's (MGM_SPEC 1.3): class token with a position of its own, norm before
+    the layers, no patch bias. "siglip" has neither token nor such a norm, but a patch bias. "vit"
+    is siglip with a class token that has no position (big_vision's pool "tok").
+    """
 
     image_size: int
     patch_size: int
@@ -58,9 +65,12 @@ class ClipConfig:
     norm_eps: float
     act: str
     select_layer: int = dataclasses.field(metadata={"signed": True})
+    kind: str = "clip"
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
+        if self.kind not in VISION_KINDS:
+            raise ValueError(f"clip.kind is {self.kind!r}, expected one of {VISION_KINDS}")
+        if self.kind == "clip" and self.image_size % self.patch_size:
             raise ValueError(
                 f"clip.image_size {self.image_size} is not a multiple of patch_size "
                 f"{self.patch_size}"
@@ -74,7 +84,13 @@ class ClipConfig:
 
     @property
     def grid(self) -> int:
+        """Patches along a side; a rest of pixels at the right and below is not seen (384 / 14)."""
         return self.image_size // self.patch_size
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether the norm behind the layers runs: never in CLIP, else behind the last layer."""
+        return self.kind != "clip" and self.layers_run == self.layers
 
     @property
     def layers_run(self) -> int:
@@ -180,6 +196,11 @@ class MgmConfig:
             raise ValueError(
                 f"clip.image_size {self.clip.image_size} differs from image.lr_size "
                 f"{self.image.lr_size}"
+            )
+        if self.clip.kind != "clip" and (self.image.mean, self.image.std) == (CLIP_MEAN, CLIP_STD):
+            raise ValueError(
+                f"image.mean and image.std are CLIP's, but clip.kind is {self.clip.kind!r}: give "
+                "those of the tower (SigLIP and big_vision: 0.5 each)"
             )
         if self.convnext:
             cells, rest = divmod(self.image.hr_size, self.convnext.patch_size)

@@ -26,6 +26,18 @@ CLIP_L_336 = ClipConfig(
     act="quick_gelu",
     select_layer=-2,
 )
+SIGLIP_SO400M_384 = ClipConfig(  # google/siglip-so400m-patch14-384: 27 patches a side, 6 px unseen
+    image_size=384,
+    patch_size=14,
+    width=1152,
+    layers=27,
+    heads=16,
+    mlp_dim=4304,
+    norm_eps=1e-6,
+    act="gelu_tanh",
+    select_layer=-1,
+    kind="siglip",
+)
 CONVNEXT_L = ConvNextConfig(
     widths=(192, 384, 768, 1536), depths=(3, 3, 27, 3), patch_size=4, kernel_size=7, norm_eps=1e-6
 )
