@@ -151,12 +151,14 @@ def prepare(config: ConfigDict) -> Run:
 
     shardings = sharding.param_shardings(shapes, axes, mesh)
     params = init_params(model, batch, shapes, shardings, config.init, config.seed)
-    trainable, frozen = plan.split(params)
+    # Layers are never sharded, so a piece of a stack takes the sharding of the whole.
+    placed = {n: flatten(shardings)[base_name(n)] for n in plan.lr_mults}
+    trainable, frozen = (
+        unflatten({n: jax.device_put(p, placed[n]) for n, p in flatten(part).items()})
+        for part in plan.split(params)
+    )
     frozen = jax.tree.map(lambda p: p.astype(config.frozen_dtype), frozen)
     del params
-    # Layers are never sharded, so a piece of a stack takes the sharding of the whole.
-    placed = {n: flatten(shardings)[base_name(n)] for n in plan.trainable}
-    trainable = jax.device_put(trainable, unflatten(placed))
     optimizer = optim.make_optimizer(config.optim, plan)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_shardings = sharding.opt_shardings(opt_shapes, flatten(trainable), placed, mesh)

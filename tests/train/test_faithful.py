@@ -3,6 +3,7 @@
 import itertools
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +25,12 @@ CONVNEXT = ConvNextConfig(widths=(4, 8), depths=(2, 2), patch_size=4, kernel_siz
 RATE, PICTURES = 0.6, 64
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_drop_path_leaves_out_blocks_of_single_pictures(scan):
+def test_drop_path_leaves_out_blocks_of_single_pictures():
     """Each picture's features are those of one of the ways to leave blocks out, the others counting
     1 / (1 - rate); rates grow linearly from 0 over the blocks of all stages (timm's rule)."""
-    tower = ConvNext(CONVNEXT, scan=scan, gamma_init=0.5, drop_path=RATE)
+    tower = ConvNext(CONVNEXT, gamma_init=0.5, drop_path=RATE)
     pictures = jax.random.normal(jax.random.key(0), (PICTURES, 16, 16, 3))
     params = jax.jit(tower.init)(jax.random.key(1), pictures)["params"]
-    import flax.linen as nn
-
     params = nn.unbox(params)
     apply = jax.jit(lambda p, key=None: tower.apply(p, pictures, rngs=key)[-1])
     rates = [RATE * i / 3 for i in range(4)]
@@ -46,9 +44,7 @@ def test_drop_path_leaves_out_blocks_of_single_pictures(scan):
             gamma = f"stages_{s}/gamma"
             flat[gamma] = flat[gamma] * np.array(scale[2 * s : 2 * s + 2])[:, None]
         expected.append(np.asarray(apply({"params": unflatten(flat)})))
-    whole = jax.jit(ConvNext(CONVNEXT, scan=scan, gamma_init=0.5).apply)(
-        {"params": params}, pictures
-    )
+    whole = jax.jit(ConvNext(CONVNEXT, gamma_init=0.5).apply)({"params": params}, pictures)
     np.testing.assert_array_equal(apply({"params": params}), whole[-1])  # without random numbers
 
     distance = np.stack([np.abs(found - e).max((1, 2, 3)) for e in expected])  # [ways, pictures]
