@@ -18,7 +18,9 @@ from PIL import Image
 from mgm_jax.checkpoint import describe, rewrite_provenance
 from mgm_jax.tree import flatten
 
-TOLERANCE = 1e-4  # largest absolute error of a module's output; logits are given twice that
+# Largest absolute error of a module's output, times its root mean square where that is above 1;
+# logits are given twice that.
+TOLERANCE = 1e-4
 QUESTIONS = ("What is in this picture?", "List three facts about the sea.", "Compare the pictures.")
 ANSWER = "A small boat on blue water, and a lighthouse behind it."
 CASES = {"one_picture": 1, "text_only": 0, "two_pictures": 2}
@@ -114,7 +116,7 @@ def compare(a: dict, b: dict, tolerance: float = TOLERANCE) -> list[Row]:
                 float(np.linalg.norm(x - y) / max(np.linalg.norm(x), 1e-30)),
                 float((x * y).sum() / norm) if norm else float(np.array_equal(x, y)),
                 float((x.argmax(-1) == y.argmax(-1)).mean()) if is_logits else None,
-                tolerance * (2 if is_logits else 1),
+                float(tolerance * (2 if is_logits else 1) * max(1, np.sqrt((x * x).mean()))),
             )
         )
     return rows
