@@ -84,6 +84,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="store_true",
                 help="write mm_projector.bin, what the original's stage 2 begins from",
             )
+    command = commands.add_parser(
+        "verify",
+        help="how far two checkpoints' modules are apart, on fixed pictures and prompts",
+        description="Runs both in float32, module by module, and prints the errors; the last line "
+        "is JSON. What was checked is kept in the provenance of B (or of A with --against) if that "
+        "is a directory of ours. Exit code 1 if they differ.",
+    )
+    command.add_argument("a", metavar="A", help="a directory of ours or of the original")
+    command.add_argument("b", metavar="B", nargs="?", help="another one")
+    command.add_argument(
+        "--against", choices=("torch",), help="in place of B: PyTorch's modules with A's weights"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest absolute error; twice that for logits; default: %(default)s",
+    )
+    command.add_argument("--json", metavar="FILE", help="write the last line to FILE too")
+    command.add_argument("--html", metavar="FILE", help="write the report as a page, too")
     command = commands.add_parser("inspect", help="the tensors of a file or directory")
     command.add_argument("path", metavar="PATH")
 
@@ -107,6 +127,11 @@ def main(args: argparse.Namespace) -> None:
     """Runs the parsed command."""
     if args.conversion == "inspect":
         print("\n".join(inspect(args.path)))
+        return
+    if args.conversion == "verify":
+        from mgm_jax.convert import verify
+
+        verify.main(args)
         return
     from mgm_jax.convert import big_vision, checkpoints
 

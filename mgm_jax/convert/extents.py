@@ -126,9 +126,10 @@ class TensorSource(Mapping):
         """Every file that holds a tensor, in order of first use."""
         return list(dict.fromkeys(e.file for e in self.extents.values()))
 
-    def block_rows(self, name: str) -> int:
-        """How many rows one read costs no more than; 1 where rows lie apart on disk."""
-        return 1
+    def block_nbytes(self, name: str, axes: int) -> int:
+        """Bytes that reading one element of the first `axes` axes brings into memory."""
+        found = self[name]
+        return math.prod(found.shape[axes:]) * found.dtype.itemsize
 
     def read(self, name: str) -> np.ndarray:
         """The whole tensor. ValueError if it is missing or its file ends too early."""

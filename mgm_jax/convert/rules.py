@@ -36,6 +36,11 @@ class Rule:
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     experts: int = 0
 
+    @property
+    def stacked(self) -> int:
+        """How many first axes of ours count layers (and experts)."""
+        return (self.depth > 0) + (self.experts > 0)
+
 
 def patches(kernel: int, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """`shapes` of a convolution: its spatial and input axes are one of ours."""
@@ -74,6 +79,18 @@ def _reshape(array: np.ndarray, found: tuple[int, ...], wanted: tuple[int, ...])
     if not same or any(n not in (-1, m) for m, n in zip(array.shape, found, strict=True)):
         raise ValueError(f"shape {array.shape} where {found} is expected")
     return array.reshape(wanted)
+
+
+def rows_axis(rule: Rule) -> int | None:
+    """The axis of ours along which the foreign first axis runs; None if it is merged with others.
+
+    Negative where it is the last one.
+    """
+    if not rule.perm:
+        return None if rule.shapes else 0
+    if rule.perm[-1] == 0:
+        return -1
+    return None if rule.shapes else rule.perm.index(0)
 
 
 def their_names(rule: Rule) -> list[str]:
