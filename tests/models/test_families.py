@@ -192,13 +192,12 @@ def plan_of(family, model, stage, wd):
 
 
 def names_of(model, plan, chosen):
-    """The original's names of parameters that are chosen, layer by layer."""
-    chosen = [{n: np.ones(p.shape) for n, p in flatten(t).items()} for t in plan.split(chosen)]
-    marked = [
-        {n: m if n in plan.trainable and plan.wd_mults[n] else 0 * m for n, m in part.items()}
-        for part in chosen
+    """The original's names of what is `chosen` (pieces' names -> bool), layer by layer."""
+    parts = [
+        {n: np.full(p.shape, n in plan.trainable and chosen(n)) for n, p in flatten(t).items()}
+        for t in plan.split(model.params)
     ]
-    named = export_params(flatten(merge(*marked)), mgm.rules(model.config))
+    named = export_params(flatten(merge(*parts)), mgm.rules(model.config))
     return {name for name, mask in named if mask.all()}
 
 
@@ -231,8 +230,9 @@ def check_trajectory(family, model, golden, stage, wd):
     trainable, frozen = plan.split(model.params)
     facts = golden.facts[f"stage{stage}"]
     idle = {n for n, f in facts["params"].items() if not f["has_grad"]}  # behind CLIP's features
+    assert names_of(model, plan, lambda n: True) == set(facts["params"]) - idle
     decayed = set(facts["decay_parameter_names"]) - idle
-    assert names_of(model, plan, model.params) == decayed
+    assert names_of(model, plan, lambda n: plan.wd_mults[n]) == decayed
     rows = golden.rows("train", "input_ids"), golden.rows("train", "labels")
     module = model.module
     if family == "llama_opt":
