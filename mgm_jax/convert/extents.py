@@ -55,6 +55,11 @@ class Extent:
         offset = self.offset + start * step * self.dtype.itemsize
         return dataclasses.replace(self, offset=offset, shape=(stop - start, *self.shape[1:]))
 
+    def item(self, i: int) -> Extent:
+        """Element i of the first axis."""
+        strides = self.strides[1:] if self.strides else None
+        return dataclasses.replace(self.rows(i, i + 1), shape=self.shape[1:], strides=strides)
+
 
 def read_bytes(extent: Extent) -> np.ndarray:
     """The extent's bytes, [span] uint8. ValueError when the file ends before them."""
@@ -121,9 +126,10 @@ class TensorSource(Mapping):
         """Every file that holds a tensor, in order of first use."""
         return list(dict.fromkeys(e.file for e in self.extents.values()))
 
-    def block_rows(self, name: str) -> int:
-        """How many rows one read costs no more than; 1 where rows lie apart on disk."""
-        return 1
+    def block_nbytes(self, name: str, axes: int) -> int:
+        """Bytes that reading one element of the first `axes` axes brings into memory."""
+        found = self[name]
+        return math.prod(found.shape[axes:]) * found.dtype.itemsize
 
     def read(self, name: str) -> np.ndarray:
         """The whole tensor. ValueError if it is missing or its file ends too early."""

@@ -13,29 +13,32 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from mgm_jax.checkpoint import CheckpointError
-from mgm_jax.convert.extents import TensorSource
+from mgm_jax.checkpoint import SMALL, CheckpointError
+from mgm_jax.convert.extents import Extent, TensorSource, read_extent
 from mgm_jax.convert.writers import as_bytes, whole_file, write_all, write_text
 
-SMALL = 8 << 20  # bytes of an array that is one chunk whatever its layers
 LARGE = 128 << 20  # bytes of a chunk of an array without layers
 ZARR_DTYPES = {np.dtype(ml_dtypes.bfloat16): "bfloat16"}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array of `params/`: what tensorstore says about it."""
+    """An array of `params/`: what tensorstore says about it.
+
+    `raw` is the folder of its chunk files if they are the chunks' bytes as they are.
+    """
 
     store: object
     shape: tuple[int, ...]
     dtype: np.dtype
     chunk: tuple[int, ...]
+    raw: Path | None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,22 +63,34 @@ class ParamsSource(TensorSource):
                 "/".join(path): ts.open(_spec(directory, path, meta), context=context, read=True)
                 for path in paths
             }
-            arrays = {name: future.result() for name, future in opened.items()}
+            arrays = {
+                name: _stored(future.result(), _raw(directory, name, meta))
+                for name, future in opened.items()
+            }
         except (OSError, ValueError, KeyError, TypeError) as e:
             line = (str(e).splitlines() or [repr(e)])[0]
             raise CheckpointError(f"{directory}: unreadable parameters ({line})") from e
         self.directory = directory
-        super().__init__({n: _stored(a) for n, a in arrays.items()}, directory)
+        super().__init__(arrays, directory)
 
     @property
     def files(self) -> list[Path]:
         return sorted(f for f in self.directory.rglob("*") if f.is_file())
 
-    def block_rows(self, name: str) -> int:
-        return self[name].chunk[0] if self[name].shape else 1
+    def block_nbytes(self, name: str, axes: int) -> int:
+        found = self[name]
+        return math.prod(found.chunk[:axes] + found.shape[axes:]) * found.dtype.itemsize
+
+    def read_block(self, name: str, first: tuple[int, ...]) -> np.ndarray:
+        """From `first` on as far as a chunk reaches along those axes, and all of the others."""
+        found = self[name]
+        if found.raw and found.chunk[len(first) :] == found.shape[len(first) :]:
+            return self._load_chunk(found, first)
+        parts = zip(first, found.chunk[: len(first)], found.shape, strict=False)
+        return self._load(name, tuple(slice(f, min(f + n, end)) for f, n, end in parts))
 
     def read(self, name: str) -> np.ndarray:
-        return self._load(name, slice(None) if self[name].shape else ())
+        return self.read_block(name, ())
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         if not self[name].shape or not 0 <= start <= stop <= len(self[name]):
@@ -89,6 +104,31 @@ class ParamsSource(TensorSource):
             line = str(e).splitlines()[0]
             raise CheckpointError(f"{self.where}: unreadable array {name!r} ({line})") from e
 
+    def _load_chunk(self, found: StoredArray, first: tuple[int, ...]) -> np.ndarray:
+        """As tensorstore would read it, but straight from its file, which takes less time."""
+        grid = [f // n for f, n in zip(first, found.chunk, strict=False)]
+        file = found.raw / chunk_file(grid, len(found.shape))
+        try:
+            array = read_extent(Extent(file, 0, found.chunk, found.dtype))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{self.where}: unreadable chunk ({e})") from e
+        ends = zip(first, found.shape, strict=False)
+        return array[tuple(slice(end - f) for f, end in ends)]
+
+
+def chunk_file(index: Sequence[int], rank: int) -> str:
+    """The name of the chunk at `index` of the grid, whose trailing zeros may be left out."""
+    return ".".join(map(str, (*index, *(0,) * (rank - len(index))))) or "0"
+
+
+def _raw(directory: Path, name: str, meta: dict) -> Path | None:
+    if meta["use_ocdbt"] or meta.get("use_zarr3"):
+        return None
+    folder = directory / name.replace("/", ".")
+    layout = json.loads((folder / ".zarray").read_text())
+    expected = {"compressor": None, "filters": None, "order": "C", "dimension_separator": "."}
+    return folder if layout.items() >= expected.items() else None
+
 
 def _spec(directory: Path, path: list[str], meta: dict) -> dict:
     name = ".".join(path)
@@ -98,37 +138,50 @@ def _spec(directory: Path, path: list[str], meta: dict) -> dict:
     return {"driver": "zarr3" if meta.get("use_zarr3") else "zarr", "kvstore": store}
 
 
-def _stored(array) -> StoredArray:
+def _stored(array, raw: Path | None) -> StoredArray:
     chunk = array.chunk_layout.read_chunk.shape or ()
-    return StoredArray(array, tuple(array.shape), array.dtype.numpy_dtype, tuple(chunk))
+    return StoredArray(array, tuple(array.shape), array.dtype.numpy_dtype, tuple(chunk), raw)
 
 
-def chunk_shape(shape: tuple[int, ...], dtype: np.dtype, stacked: int) -> tuple[int, ...]:
+def chunk_shape(
+    shape: tuple[int, ...], dtype: np.dtype, stacked: int, axis: int | None = 0
+) -> tuple[int, ...]:
     """Of an array whose first `stacked` axes count layers (and experts).
 
-    One chunk if it is small, else one a layer; without layers, rows that divide it evenly.
+    One chunk if it is small, else one a layer; without layers, parts along `axis` that divide it
+    evenly (None: one chunk).
     """
     total = math.prod(shape) * dtype.itemsize
     if total <= SMALL or not shape:
         return shape
     if stacked:
         return (1,) * stacked + shape[stacked:]
-    pieces = math.ceil(total / LARGE)
-    rows = next((n for n in range(shape[0] // pieces, 0, -1) if shape[0] % n == 0), shape[0])
-    return (rows, *shape[1:])
+    if axis is None:
+        return shape
+    size, pieces = shape[axis], math.ceil(total / LARGE)
+    step = next((n for n in range(size // pieces, 0, -1) if size % n == 0), size)
+    return (*shape[:axis], step, *shape[axis + 1 :])
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """An array that is to be written: its first `stacked` axes are layers (and experts)."""
+    """An array that is to be written: its first `stacked` axes are layers (and experts).
+
+    `axis` is where the source's first axis went to, whose rows can be read alone; None if nowhere.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     stacked: int = 0
+    axis: int | None = 0
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        return chunk_shape(self.shape, self.dtype, self.stacked)
+        return chunk_shape(self.shape, self.dtype, self.stacked, self.axis)
+
+    @property
+    def chunk_nbytes(self) -> int:
+        return math.prod(self.chunk) * self.dtype.itemsize
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -173,9 +226,7 @@ class ParamsWriter:
         return self.partial / name.replace("/", ".")
 
     def _file(self, name: str, index: tuple[int, ...]) -> Path:
-        rank = len(self.arrays[name].shape)
-        index = (*index, *(0,) * (rank - len(index)))
-        return self._place(name) / (".".join(map(str, index)) if rank else "0")
+        return self._place(name) / chunk_file(index, len(self.arrays[name].shape))
 
     def has(self, name: str, index: tuple[int, ...]) -> bool:
         """Whether the chunk at `index` of the grid is on disk."""

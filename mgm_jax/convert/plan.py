@@ -15,17 +15,18 @@ import numpy as np
 
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout
-from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
+from mgm_jax.convert.rules import Rule, rows_axis, their_names, to_ours, to_theirs
 from mgm_jax.convert.writers import Spec
 
-# Foreign tensors that a Mini-Gemini does without: buffers, CLIP's text tower, classifier heads
-# (MGM_SPEC 3.1, 3.5).
+# Foreign tensors that a Mini-Gemini does without: buffers, CLIP's text tower, classifier heads,
+# SigLIP's pooling head (MGM_SPEC 3.1, 3.5).
 IGNORABLE = (
     r".*rotary_emb\.inv_freq",
     r".*embeddings\.position_ids",
     r"(.*\.)?(logit_scale|logit_bias|positional_embedding|text_projection(\.weight)?)",
     r"(text_model|transformer|token_embedding|ln_final|visual_projection)\..*",
     r"(visual\.)?(trunk\.)?head\..*",
+    r"vision_model\.head\..*",
 )
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -117,7 +118,9 @@ def layouts(
             raise ValueError(f"{source.where}: {name!r} has shape {shape} ({e})") from e
         if rule.ours in found:
             raise ValueError(f"two rules make {rule.ours}")
-        found[rule.ours] = Layout(shape, kind, len(lead))
+        axis = rows_axis(rule)
+        axis = axis if axis is None or not shape else axis % len(shape)
+        found[rule.ours] = Layout(shape, kind, len(lead), axis)
     return found
 
 
@@ -160,7 +163,8 @@ def import_needs(
     needs = {}
     for pair in pairs(rules):
         info, layout = source[pair.theirs], ours[pair.rule.ours]
-        needs[pair.theirs] = info.nbytes * (1 + layout.dtype.itemsize / info.dtype.itemsize)
+        chunk = min(layout.chunk_nbytes, info.nbytes * layout.dtype.itemsize // info.dtype.itemsize)
+        needs[pair.theirs] = chunk * (1 + info.dtype.itemsize / layout.dtype.itemsize)
     return needs
 
 
@@ -183,11 +187,9 @@ def export_specs(
             )
         shape = moved_shape(to_theirs, pair.rule, info.shape[n:])
         spec = Spec(pair.theirs, shape, target(info.dtype, dtype))
-        block = info.nbytes
-        if n:  # a packed array is read by its chunks, unpacked beside the packed bytes
-            block = block // info.shape[0] * source.block_rows(pair.rule.ours)
         specs.append(spec)
-        needs[pair.rule.ours] = 2 * block + spec.nbytes
+        # A packed chunk is unpacked beside its packed bytes.
+        needs[pair.rule.ours] = 2 * source.block_nbytes(pair.rule.ours, n) + spec.nbytes
         place = f"[{', '.join(map(str, pair.index))}]" if n else ""
         lines.append(
             f"{pair.rule.ours}{place} {list(info.shape[n:])} {info.dtype} -> {pair.theirs} "

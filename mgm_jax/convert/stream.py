@@ -1,6 +1,7 @@
-"""Conversion as a stream: one tensor at a time, from a plan made before anything is read.
+"""Conversion as a stream: tensor by tensor, from a plan made before anything is read.
 
-Values are moved, transposed and perhaps cast, never rescaled.
+Values are moved, transposed and perhaps cast, never rescaled. One thread reads and transposes ahead
+of another that writes, by a bounded number of bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from mgm_jax.convert import plan
+from mgm_jax.convert.ahead import LIMIT, ahead
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.params import Layout, ParamsSource, ParamsWriter
 from mgm_jax.convert.rules import Rule, their_names, to_ours, to_theirs
 from mgm_jax.convert.torch_file import TorchWriter
 from mgm_jax.convert.writers import HfWriter, Spec, begin, finish
 
-STRIPE = 16  # columns transposed at a time: as many as share a cache line
-SLACK = 128 << 20  # bytes for buffers beside the tensors in hand
+TILE = (64, 1024)  # of a matrix that is transposed: fits the cache, and rows fill cache lines
+SLACK = LIMIT + (128 << 20)  # bytes beside the tensor in hand: what waits, and buffers
 
 
 def contiguous(view: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
@@ -37,15 +39,29 @@ def contiguous(view: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     if view.dtype == dtype:  # moved as integers: numpy copies bfloat16 one by one
         a, b = view.view(bits[dtype.itemsize]), out.view(bits[dtype.itemsize])
     with np.errstate(over="ignore"):
-        if view.flags.c_contiguous or view.ndim < 2:
-            b[...] = a
+        if view.ndim == 2 and view.T.flags.c_contiguous:
+            _transpose(a.T, b)
         else:
-            for i in range(0, view.shape[-1], STRIPE):
-                b[..., i : i + STRIPE] = a[..., i : i + STRIPE]
+            b[...] = a
     if dtype != view.dtype and dtype == np.float16:
         if np.isinf(out).sum() > np.isinf(view).sum():
             raise ValueError(f"tensor {name!r} has values beyond float16; choose bfloat16")
     return out
+
+
+def _transpose(a: np.ndarray, out: np.ndarray) -> None:
+    """out = a.T, tile by tile through a buffer whose rows don't fall on the same cache lines.
+
+    Rows of a matrix often lie a power of two apart, and then displace each other from the cache.
+    """
+    rows, columns = TILE
+    buffer = np.empty((rows, columns + 64 // out.itemsize), out.dtype)
+    for i in range(0, a.shape[0], rows):
+        for j in range(0, a.shape[1], columns):
+            part = a[i : i + rows, j : j + columns]
+            tile = buffer[: part.shape[0], : part.shape[1]]
+            tile[...] = part
+            out[j : j + columns, i : i + rows] = tile.T
 
 
 def resident() -> int:
@@ -63,52 +79,43 @@ def check_ram(limit: int | None, needs: Mapping[str, int]) -> None:
     if total > limit:
         raise ValueError(
             f"max_ram is {limit / 1e9:.2f} GB, but tensor {name!r} needs {total / 1e9:.2f} GB "
-            "(itself, its converted copy, and the program)"
+            "(itself, its converted copy, what waits to be written, and the program)"
         )
 
 
-def _progress(total: int, what: str, show: bool) -> tqdm:
+def progress_bar(total: int, what: str, show: bool) -> tqdm:
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not show)
 
 
 def _chunks(
-    source: TensorSource, rule: Rule, layout: Layout, has: Callable
-) -> Iterator[tuple[tuple[int, ...], np.ndarray | None, int]]:
-    """(index in the grid, chunk or None if `has` it, source bytes it took) of one of our arrays."""
+    source: TensorSource, rule: Rule, layout: Layout
+) -> Iterator[tuple[tuple[int, ...], int, Callable[[], np.ndarray]]]:
+    """(index in the grid, source bytes, function that makes the chunk) of one of our arrays."""
     names, stacked = their_names(rule), layout.stacked
-    rest = layout.shape[stacked:]
+    total = sum(source[n].nbytes for n in names)
 
-    def moved(name, array):
+    def moved(name, *rows):
+        array = source.read_rows(name, *rows) if rows else source.read(name)
         return contiguous(to_ours(rule, array), layout.dtype, name)
 
-    total = sum(source[n].nbytes for n in names)
-    if np.prod(layout.grid) == 1:
-        if has(()):
-            yield (), None, total
-            return
-        whole = np.empty((len(names), *rest), layout.dtype)
+    def whole():
+        out = np.empty((len(names), *layout.shape[stacked:]), layout.dtype)
         for i, name in enumerate(names):
-            whole[i] = moved(name, source.read(name))
-        yield (), whole.reshape(layout.shape), total
+            out[i] = moved(name)
+        return out.reshape(layout.shape)
+
+    if np.prod(layout.grid) == 1:
+        yield (), total, whole
     elif stacked:
         for i, name in enumerate(names):
             index = tuple(int(n) for n in np.unravel_index(i, layout.shape[:stacked]))
-            chunk = None if has(index) else moved(name, source.read(name))
-            yield index, chunk, source[name].nbytes
+            yield index, source[name].nbytes, functools.partial(moved, name)
     else:
-        (name,), step = names, layout.chunk[0]
-        plain = not rule.perm and not rule.conv  # our rows are the source's: read only those
-        whole = None
-        for i in range(layout.grid[0]):
-            rows = slice(i * step, (i + 1) * step)
-            chunk = None
-            if not has((i,)):
-                if plain:
-                    chunk = moved(name, source.read_rows(name, rows.start, rows.stop))
-                else:
-                    whole = moved(name, source.read(name)) if whole is None else whole
-                    chunk = whole[rows]
-            yield (i,), chunk, total // layout.grid[0]
+        (name,), n = names, layout.grid[layout.axis]
+        step = layout.chunk[layout.axis]
+        for i in range(n):
+            rows = functools.partial(moved, name, i * step, (i + 1) * step)
+            yield (0,) * layout.axis + (i,), total // n, rows
 
 
 def import_stream(
@@ -147,14 +154,16 @@ def import_stream(
         return lines
     writer = ParamsWriter(directory / "params", ours)
     writer.start()
-    with _progress(sum(source[n].nbytes for n in names), "importing", progress) as bar:
-        for rule in rules:
-            has = functools.partial(writer.has, rule.ours)
-            for index, chunk, size in _chunks(source, rule, ours[rule.ours], has):
-                if chunk is not None:
-                    writer.put(rule.ours, index, chunk)
-                del chunk
-                bar.update(size)
+    chunks = [
+        (rule.ours, *chunk) for rule in rules for chunk in _chunks(source, rule, ours[rule.ours])
+    ]
+    left = [c for c in chunks if not writer.has(*c[:2])]
+    made = ahead((ours[name].chunk_nbytes, make) for name, _, _, make in left)
+    with progress_bar(sum(size for _, _, size, _ in chunks), "importing", progress) as bar:
+        bar.update(bar.total - sum(size for _, _, size, _ in left))
+        for name, index, size, _ in left:
+            writer.put(name, index, next(made))
+            bar.update(size)
     writer.close()
     if close:
         close()
@@ -163,23 +172,36 @@ def import_stream(
 
 
 class _Blocks:
-    """Rows of our arrays, remembering the last block: a packed checkpoint is read by its chunks."""
+    """Layers of our arrays, remembering the last chunk: a packed one may hold several layers."""
 
-    def __init__(self, source: TensorSource):
+    def __init__(self, source: ParamsSource):
         self.source, self.key, self.block = source, None, None
 
     def get(self, name: str, index: tuple[int, ...]) -> np.ndarray:
-        if not index:
-            self.block = self.key = None
-            return self.source.read(name)
-        step = self.source.block_rows(name)
-        first = index[0] // step * step
+        steps = self.source[name].chunk[: len(index)]
+        first = tuple(i // step * step for i, step in zip(index, steps, strict=True))
         if self.key != (name, first):
             self.block = None  # frees it before the next is read
-            last = min(first + step, self.source[name].shape[0])
-            self.block = self.source.read_rows(name, first, last)
+            self.block = self.source.read_block(name, first)
             self.key = (name, first)
-        return self.block[(index[0] - first, *index[1:])]
+        return self.block[tuple(i - f for i, f in zip(index, first, strict=True))]
+
+
+def exported(
+    source: ParamsSource, rules: Sequence[Rule], specs: Sequence[Spec], done: Callable[[int], None]
+) -> Iterator[tuple[Spec, np.ndarray]]:
+    """The tensors of `specs`, in their order, from our arrays; `done(bytes)` after each."""
+    places, blocks = {p.theirs: p for p in plan.pairs(rules)}, _Blocks(source)
+
+    def moved(spec):
+        pair = places[spec.name]
+        array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
+        return contiguous(array, spec.dtype, spec.name)
+
+    made = ahead((spec.nbytes, functools.partial(moved, spec)) for spec in specs)
+    for spec in specs:
+        yield spec, next(made)
+        done(spec.nbytes)
 
 
 def export_stream(
@@ -203,25 +225,16 @@ def export_stream(
     """
     source = params if isinstance(params, ParamsSource) else ParamsSource(Path(params))
     dtype, directory = plan.as_dtype(dtype), Path(directory)
-    places = {p.theirs: p for p in plan.pairs(rules)}
     specs, needs, lines = plan.export_specs(source, rules, dtype)
     check_ram(max_ram, needs)
     if dry_run or begin(directory, plan.fingerprint(source, ("export", tag, lines))):
         return lines
     out = writer(directory, specs)
-    left, blocks = out.order(), _Blocks(source)
+    left = out.order()
     total = sum(s.nbytes for s in specs)
-    with _progress(total, "exporting", progress) as bar:
+    with progress_bar(total, "exporting", progress) as bar:
         bar.update(total - sum(s.nbytes for s in left))
-
-        def tensors():
-            for spec in left:
-                pair = places[spec.name]
-                array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
-                yield spec, contiguous(array, spec.dtype, spec.name)
-                bar.update(spec.nbytes)
-
-        out.write(tensors())
+        out.write(exported(source, rules, left, bar.update))
     if close:
         close()
     finish(directory)

@@ -96,6 +96,7 @@ class TorchWriter:
                     raise ValueError(f"{self.file}: got {spec.name!r} {array.shape} {array.dtype}")
                 with archive.open(_member(f"data/{i}"), "w", force_zip64=True) as member:
                     write_all(member, as_bytes(array))
+                del array  # its memory is for the next one
             archive.writestr(_member("version"), b"3\n")
 
 

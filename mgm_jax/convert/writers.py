@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 JOURNAL = ".convert.json"
+SYNC = 64 << 20  # bytes of a file that wait in memory for the disk
 SAFE_NAMES = {
     np.dtype(np.float64): "F64",
     np.dtype(np.float32): "F32",
@@ -70,6 +71,20 @@ def write_all(stream, data) -> None:
     view = memoryview(data)
     while view:
         view = view[stream.write(view) :]
+
+
+class Steadily:
+    """Writes to a stream and has the disk begin at once, not when memory is full or at the end."""
+
+    def __init__(self, stream):
+        self.stream, self.waiting = stream, 0
+
+    def write(self, data) -> None:
+        write_all(self.stream, data)
+        self.waiting += len(data)
+        if self.waiting >= SYNC:
+            os.fdatasync(self.stream.fileno())
+            self.waiting = 0
 
 
 def write_text(file: Path, text: str) -> None:
@@ -184,12 +199,14 @@ class HfWriter:
         tensors = iter(tensors)
         for file, specs in self._left.items():
             with whole_file(self.directory / file) as stream:
-                write_all(stream, header(specs))
+                steadily = Steadily(stream)
+                steadily.write(header(specs))
                 for spec in specs:
                     got, array = next(tensors)
                     if (got, array.shape, array.dtype) != (spec, spec.shape, spec.dtype):
                         raise ValueError(
                             f"{file}: got {got.name!r} {array.shape} {array.dtype}, expected {spec}"
                         )
-                    write_all(stream, as_bytes(array))
+                    steadily.write(as_bytes(array))
+                    del array  # its memory is for the next one
         write_text(self.directory / "model.safetensors.index.json", self.index)

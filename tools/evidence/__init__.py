@@ -1,0 +1,1 @@
+"""Evidence at full size, which is too heavy for the test suite: `make evidence`."""
