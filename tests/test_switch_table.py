@@ -128,9 +128,7 @@ def test_infer_truncate(model, prompts, caplog):
     """A prompt beyond the model's length is refused, used with a warning, or cut in silence."""
     long = "Hello, " + "one two " * 30
     model.chat("Hello")
-    with pytest.raises(
-        ValueError, match=r"has \d+ tokens with its 0 picture.s., more than the"
-    ):
+    with pytest.raises(ValueError, match=r"has \d+ tokens with its 0 picture.s., more than the"):
         model.chat(long)
     for way in ("cut", "warn"):
         dataclasses.replace(model, switches={"infer_truncate": way}).chat(long)
