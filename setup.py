@@ -1,7 +1,9 @@
 """Packaging. The wheel holds `mgm_jax` alone; `configs/` is mapped into it as `mgm_jax.configs`.
 
-big_vision is not a dependency: it is on no package index and cannot be installed by pip. We read
-and write its file formats and follow its conventions instead.
+big_vision is not a dependency: it is on no package index, has no packaging of its own, and cannot
+be installed by pip. We read and write its file formats (`mgm-jax convert from-bv`, `to-bv`) and
+follow its conventions instead. With a checkout on PYTHONPATH, its configs can name our tower,
+`mgm_jax.integrations.big_vision_vit`.
 """
 
 import re

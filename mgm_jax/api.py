@@ -20,11 +20,12 @@ from mgm_jax.checkpoint import (
 )
 from mgm_jax.convert.hf import load_hf, read_config, read_tokenizer
 from mgm_jax.convert.llm_config import template_of
-from mgm_jax.convert.overrides import split_overrides, with_overrides
+from mgm_jax.convert.overrides import split_overrides, with_overrides, with_switches
 from mgm_jax.generate import engine
 from mgm_jax.generate.engine import Request
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
+from mgm_jax.switches import choose
 from mgm_jax.train import abstract_model
 
 
@@ -33,7 +34,8 @@ class LoadedModel:
     """A model with everything that its checkpoint says about it.
 
     `tokenizer` is None when the checkpoint has none. `provenance["config.json"]` is the config.json
-    of the Hugging Face checkpoint that the weights came from, if any.
+    of the Hugging Face checkpoint that the weights came from, if any. `switches`:
+    those of `mgm_jax.switches` about prompts.
     """
 
     module: Mgm
@@ -41,6 +43,7 @@ class LoadedModel:
     tokenizer: Any
     template: str
     provenance: dict[str, Any]
+    switches: Mapping[str, Any] = dataclasses.field(default_factory=lambda: choose("load"))
 
     @property
     def config(self) -> MgmConfig:
@@ -57,8 +60,12 @@ class LoadedModel:
         max_new_tokens: int = 64,
         batch_size: int = 32,
         progress: bool = False,
+        cli_eos: str = "family",
     ) -> list[str]:
-        """Greedy answers, in the order of the requests; CheckpointError without a tokenizer."""
+        """Greedy answers, in the order of the requests; CheckpointError without a tokenizer.
+
+        `cli_eos`: what ends an answer (`mgm_jax.switches`).
+        """
         self._need_tokenizer()
         return engine.generate(
             self.module,
@@ -69,6 +76,9 @@ class LoadedModel:
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             progress=progress,
+            max_length=self._max_length,
+            cli_eos=cli_eos,
+            **self.switches,
         )
 
     def chat(self, question: str, images: Sequence[Any] = (), *, max_new_tokens: int = 64) -> str:
@@ -123,26 +133,31 @@ def load(
     mesh=None,
     dtype: str = "bfloat16",
     overrides: Mapping[str, Any] | None = None,
+    faithful: bool = False,
+    switches: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Reads a self-describing model directory, or the original's (config.json + safetensors).
 
     `dtype` is that of the computation. With `mesh` (see `sharding.make_mesh`) the parameters are
     sharded over it. `overrides` change configuration values (`convert.overrides`), such as
-    `{"gemma_act": "tanh"}`. CheckpointError or ValueError names what is missing or does not fit.
+    `{"gemma_act": "tanh"}`. `switches` are those of `mgm_jax.switches` that act here (model, load);
+    `faithful` takes the original's side of the others of them. CheckpointError or ValueError names
+    what is missing or does not fit.
     """
+    chosen = choose(("model", "load"), faithful, switches)
     directory = Path(directory)
     original = not (directory / "mgm.json").exists() and (directory / "config.json").exists()
     read = _read_hf if original else _read_ours
     checkpoint = read(directory, overrides or {}, mesh, dtype)
-    module, _, shapes, axes = abstract_model(checkpoint.config, dtype=dtype)
+    config = with_switches(checkpoint.config, chosen)
+    module, _, shapes, axes = abstract_model(config, dtype=dtype)
     check_params(checkpoint.params, shapes, str(directory))
     params = checkpoint.params
     if original:
         shardings = sharding.param_shardings(shapes, axes, mesh) if mesh is not None else None
         params = jax.device_put(params, shardings)
-    return LoadedModel(
-        module, params, checkpoint.tokenizer, checkpoint.template, checkpoint.provenance
-    )
+    parts = (checkpoint.tokenizer, checkpoint.template, checkpoint.provenance)
+    return LoadedModel(module, params, *parts, {name: chosen[name] for name in choose("load")})
 
 
 def _read_ours(directory: Path, overrides, mesh, dtype) -> Checkpoint:

@@ -128,9 +128,18 @@ def write_description(directory: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": "tokenizer" if checkpoint.tokenizer is not None else None,
         "provenance": checkpoint.provenance,
     }
+    _write_json(directory, description)
+
+
+def _write_json(directory: Path, description: dict[str, Any]) -> None:
     partial = directory / "mgm.json.partial"
     partial.write_text(json.dumps(description, indent=2) + "\n")
     partial.rename(directory / "mgm.json")
+
+
+def rewrite_provenance(directory: str | Path, provenance: dict[str, Any]) -> None:
+    """Replaces what `mgm.json` says of the weights' origin, and nothing else."""
+    _write_json(Path(directory), describe(directory) | {"provenance": provenance})
 
 
 def describe(directory: str | Path) -> dict[str, Any]:

@@ -57,6 +57,15 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s"
     )
+    chat.add_argument(
+        "--switch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one of mgm_jax.switches: gemma_act, gemma_scale_rounding, infer_truncate, "
+        "llama3_released_prompt, cli_eos, cli_auto_template; may be repeated",
+    )
+    chat.add_argument("--faithful", action="store_true", help="the original's side of all of them")
     return parser
 
 

@@ -1,7 +1,8 @@
 """AdamW from regex lists: what trains, on which schedule, at which multiple of the rate.
 
 `schedule`, `lr_mults`, `wd_mults` are lists of (regex, value); the first rule that matches a whole
-parameter name wins. A schedule of None freezes: no gradient, no optimizer state. Weight decay
+parameter name wins. A schedule of None freezes: no gradient, no optimizer state. A rule may take
+some layers of a stack, `("clip/layers[12:]/.*", schedule)`: see `tree.match_layers`. Weight decay
 follows PyTorch's AdamW (it is multiplied by the learning rate), unlike big_vision's.
 """
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mgm_jax.tree import flatten, match_first, unflatten
+from mgm_jax.tree import flatten, match_layers, take, unflatten
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -49,39 +50,53 @@ def make_schedule(spec: Mapping, total_steps: int) -> Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What happens to each parameter, by name."""
+    """What happens to each parameter, by name; a stack whose layers differ is several pieces
+    (`tree.take`), each of them with rows of its own."""
 
     trainable: dict[str, Schedule]  # name -> schedule; a name that is absent is frozen
     lr_mults: dict[str, float]
     wd_mults: dict[str, float]
-    report: tuple[str, ...]  # one line a parameter
+    report: tuple[str, ...]  # one line a parameter or piece
 
     def split(self, params):
-        """A parameter tree -> (trainable tree, frozen tree)."""
+        """A parameter tree -> (trainable tree, frozen tree); `tree.merge` is the way back."""
         flat = flatten(params)
         return tuple(
-            unflatten({n: p for n, p in flat.items() if (n in self.trainable) == wanted})
+            unflatten({n: take(flat, n) for n in self.lr_mults if (n in self.trainable) == wanted})
             for wanted in (True, False)
         )
 
 
-def make_plan(cfg, names, total_steps: int) -> Plan:
-    """Reads `cfg.schedule`, `cfg.lr_mults`, `cfg.wd_mults`; ValueError on uncovered names."""
-    schedules = match_first(names, cfg.schedule, "schedule")
-    trainable = {
-        n: make_schedule(spec, total_steps) for n, spec in schedules.items() if spec is not None
-    }
+def make_plan(cfg, names, total_steps: int, stacks: Mapping[str, int] | None = None) -> Plan:
+    """Reads `cfg.schedule`, `cfg.lr_mults`, `cfg.wd_mults`.
+
+    `stacks`: name -> number of layers, of those that are stacks (`sharding.stacks`). ValueError for
+    names that no schedule covers, and for rules that fit nothing.
+    """
+    names, stacks = list(names), stacks or {}
+    schedules = match_layers(names, stacks, cfg.schedule, "schedule")
+    lr_mults = match_layers(names, stacks, cfg.lr_mults, "lr_mults", default=1.0)
+    wd_mults = match_layers(names, stacks, cfg.wd_mults, "wd_mults", default=0.0)
+    trainable, lrs, wds, report = {}, {}, {}, []
+    for name in names:
+        rows = list(zip(schedules[name], lr_mults[name], wd_mults[name], strict=True))
+        for piece, (spec, lr, wd) in _pieces(name, rows):
+            lrs[piece], wds[piece] = lr, wd
+            report.append(f"{piece}: frozen")
+            if spec is not None:
+                trainable[piece] = make_schedule(spec, total_steps)
+                report[-1] = f"{piece}: lr {cfg.lr * lr:g} {dict(spec)}, wd {cfg.wd * wd:g}"
     if not trainable:
         raise ValueError("schedule: every parameter is frozen, nothing to train")
-    lr_mults = match_first(names, cfg.lr_mults, "lr_mults", default=1.0)
-    wd_mults = match_first(names, cfg.wd_mults, "wd_mults", default=0.0)
-    report = tuple(
-        f"{n}: lr {cfg.lr * lr_mults[n]:g} {dict(schedules[n])}, wd {cfg.wd * wd_mults[n]:g}"
-        if n in trainable
-        else f"{n}: frozen"
-        for n in names
-    )
-    return Plan(trainable, lr_mults, wd_mults, report)
+    return Plan(trainable, lrs, wds, tuple(report))
+
+
+def _pieces(name: str, rows: list):
+    """Neighbouring layers with the same rules -> (name of the piece, rules)."""
+    keys = [r if r[0] is not None else None for r in rows]  # frozen is frozen, at whatever rate
+    starts = [i for i in range(len(rows)) if i == 0 or keys[i] != keys[i - 1]]
+    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        yield (f"{name}[{start}:{stop}]" if len(starts) > 1 else name), rows[start]
 
 
 def make_optimizer(cfg, plan: Plan) -> optax.GradientTransformation:
@@ -89,6 +104,11 @@ def make_optimizer(cfg, plan: Plan) -> optax.GradientTransformation:
     clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
     adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
     return optax.chain(*clip, adam, _decay_and_scale(cfg.lr, cfg.wd, plan))
+
+
+def steps_done(opt_state) -> jax.Array:
+    """The number of updates that made this state of `make_optimizer`."""
+    return opt_state[-1].count
 
 
 def _decay_and_scale(lr: float, wd: float, plan: Plan) -> optax.GradientTransformation:

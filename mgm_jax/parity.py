@@ -17,13 +17,12 @@ import numpy as np
 
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.rules import export_params
-from mgm_jax.data.examples import Example, batch_rows, expand
+from mgm_jax.data.examples import Example, batch_rows, cut, expand
 from mgm_jax.generate.engine import BUCKET, greedy
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.text import IGNORE, IMAGE_ID
-from mgm_jax.train import merge
-from mgm_jax.tree import flatten, unflatten
+from mgm_jax.tree import flatten, merge, unflatten
 
 jit = functools.partial(jax.jit, static_argnames="module")
 
@@ -100,15 +99,13 @@ def merge_row(ids, labels, visual_tokens: int, max_length: int | None) -> Exampl
         raise ValueError(f"ids {ids.shape} and labels {labels.shape}: expected rows of one length")
     row = expand(ids, labels, visual_tokens, [None] * int((ids == IMAGE_ID).sum()))
     merged = np.repeat(np.where(ids == IMAGE_ID, IGNORE, labels), _repeats(ids, visual_tokens))
-    targets = np.append(merged[1:], IGNORE)[:max_length]
-    targets[-1:] = IGNORE
-    return dataclasses.replace(
+    targets = np.append(merged[1:], IGNORE)
+    row = dataclasses.replace(
         row,
-        tokens=row.tokens[:max_length],
-        visual=row.visual[:max_length],
         targets=np.where(targets == IGNORE, 0, targets).astype(np.int32),
         loss_weights=(targets != IGNORE).astype(np.float32),
     )
+    return cut(row, max_length)
 
 
 def _repeats(ids, visual_tokens: int):

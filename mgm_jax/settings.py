@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mgm_jax.checkpoint import describe
 from mgm_jax.models.config import MgmConfig, read_parts
+from mgm_jax.switches import choose
 from mgm_jax.tree import flatten
 
 LEAST = {
@@ -19,6 +20,7 @@ LEAST = {
     "checkpoint/keep": 1,
     "data/batch": 1,
     "data/length": 2,
+    "data/microbatch": 1,
     "data/threads": 0,
     "optim/lr": 0,
     "optim/wd": 0,
@@ -41,6 +43,19 @@ def check_numbers(config: ConfigDict) -> None:
     for key in ("dtype", "frozen_dtype"):
         if flat[key] not in DTYPES:
             raise TrainingError(f"config.{key} is {flat[key]!r}, expected one of {DTYPES}")
+
+
+def check_switches(config: ConfigDict) -> dict:
+    """`config.switches` with every value checked (ValueError) and what they need besides."""
+    places = ("text", "training", "model")
+    switches = choose(places, chosen=config.switches.to_dict(), prefix="config.switches.")
+    rows, batch = config.data.microbatch, config.data.batch
+    if switches["loss_reduction"] == "microbatch" and batch % rows:
+        raise TrainingError(
+            f"config.data.batch {batch} does not divide into micro-batches of "
+            f"config.data.microbatch {rows} rows"
+        )
+    return switches
 
 
 def fingerprint(config: ConfigDict) -> str:

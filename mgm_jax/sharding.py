@@ -80,6 +80,12 @@ def abstract_params(module: nn.Module, init_args: tuple, method=None):
     return nn.unbox(boxed), nn.get_partition_spec(boxed)
 
 
+def stacks(shapes, axes) -> dict[str, int]:
+    """name -> number of layers, of the parameters that are stacks of layers (on axis 0)."""
+    flat_axes = flatten(axes)
+    return {n: s.shape[0] for n, s in flatten(shapes).items() if flat_axes[n][:1] == ("layers",)}
+
+
 def param_shardings(shapes, axes, mesh: Mesh):
     """NamedShardings of a parameter tree: `RULES`, where the dimension divides; else replicated."""
     flat_axes = flatten(axes)

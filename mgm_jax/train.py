@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from mgm_jax import optim, sharding
@@ -24,10 +23,12 @@ from mgm_jax.checkpoint import (
     CheckpointError,
     TrainingState,
     check_params,
+    describe,
     hush_stragglers,
     load_checkpoint,
     save_checkpoint,
 )
+from mgm_jax.convert.overrides import with_switches
 from mgm_jax.data.pipeline import Encoder, Pictures, batches, make_dataset
 from mgm_jax.data.sources import LlavaJson
 from mgm_jax.features import TOWERS, cache_features
@@ -35,15 +36,19 @@ from mgm_jax.host_memory import keep_freed_memory
 from mgm_jax.metrics import Metrics
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
+from mgm_jax.provenance import trained
 from mgm_jax.settings import (
     TrainingError,
     check_numbers,
+    check_switches,
     config_error,
     fingerprint,
     read_model_config,
 )
+from mgm_jax.step import make_step
+from mgm_jax.switches import choose
 from mgm_jax.text import load_tokenizer
-from mgm_jax.tree import flatten, match_first, unflatten
+from mgm_jax.tree import base_name, flatten, match_first, merge, unflatten
 
 # ---------------------------------------------------------------------------------------- model
 
@@ -91,35 +96,6 @@ def init_params(model: Mgm, batch, shapes, shardings, rules, seed: int):
     return unflatten({n: params[n] for n in flat_shapes})
 
 
-# ----------------------------------------------------------------------------------------- step
-
-
-def merge(trainable, frozen):
-    """Two disjoint parameter trees as one."""
-    return unflatten(flatten(trainable) | flatten(frozen))
-
-
-def make_step(model: Mgm, optimizer: optax.GradientTransformation):
-    """(state, frozen, batch) -> (state, metrics): one update on the mean loss over weighted tokens.
-
-    state = {"params": trainable tree, "opt": optimizer state}. Gradients exist for trainable
-    parameters only.
-    """
-
-    def step(state, frozen, batch):
-        def mean_loss(trainable):
-            params = {"params": merge(trainable, frozen)}
-            total, weight = model.apply(params, batch, method="loss")
-            return total / jnp.maximum(weight, 1), weight
-
-        (loss, weight), grads = jax.value_and_grad(mean_loss, has_aux=True)(state["params"])
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), "loss_tokens": weight}
-        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, metrics
-
-    return step
-
-
 # ------------------------------------------------------------------------------------------ run
 
 
@@ -155,7 +131,9 @@ def prepare(config: ConfigDict) -> Run:
         keep_freed_memory()
     mesh = sharding.make_mesh(config.mesh.to_dict())
     sharding.check_batch(config.data.batch, mesh)
+    switches = check_switches(config)
     cfg, tokenizer_dir = read_model_config(config)
+    cfg = with_switches(cfg, switches, "config.switches.")
     tokenizer = load_tokenizer(tokenizer_dir)
     if tokenizer.vocab_size > cfg.llm.vocab_size:
         raise TrainingError(
@@ -163,18 +141,27 @@ def prepare(config: ConfigDict) -> Run:
             f"llm.vocab_size {cfg.llm.vocab_size}"
         )
     options = {"dtype": config.dtype, "remat": config.remat, "scan": config.scan}
+    options["drop_path"] = switches["frozen_tower_drop_path"]
     model, batch, shapes, axes = abstract_model(cfg, **options)
-    plan = optim.make_plan(config.optim, flatten(shapes), config.steps)
+    stacks = sharding.stacks(shapes, axes)
+    plan = optim.make_plan(config.optim, flatten(shapes), config.steps, stacks)
     source = LlavaJson(config.data.json, config.data.images)
-    encoder = Encoder(config.data.template, tokenizer, cfg.visual_tokens, config.data.length)
+    text = {name: switches[name] for name in choose("text")}
+    encoder = Encoder(config.data.template, tokenizer, cfg.visual_tokens, config.data.length, text)
 
     shardings = sharding.param_shardings(shapes, axes, mesh)
     params = init_params(model, batch, shapes, shardings, config.init, config.seed)
-    trainable, frozen = plan.split(params)
+    # Layers are never sharded, so a piece of a stack takes the sharding of the whole.
+    placed = {n: flatten(shardings)[base_name(n)] for n in plan.lr_mults}
+    trainable, frozen = (
+        unflatten({n: jax.device_put(p, placed[n]) for n, p in flatten(part).items()})
+        for part in plan.split(params)
+    )
     frozen = jax.tree.map(lambda p: p.astype(config.frozen_dtype), frozen)
+    del params
     optimizer = optim.make_optimizer(config.optim, plan)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
-    opt_shardings = sharding.opt_shardings(opt_shapes, flatten(trainable), flatten(shardings), mesh)
+    opt_shardings = sharding.opt_shardings(opt_shapes, flatten(trainable), placed, mesh)
     opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
 
     pictures = Pictures(cfg.image)
@@ -182,6 +169,11 @@ def prepare(config: ConfigDict) -> Run:
         if moving := [n for n in plan.trainable if n.split("/")[0] in TOWERS]:
             raise TrainingError(
                 f"config.data.cache_features needs frozen towers, but {moving[0]} is trained"
+            )
+        if model.drop_path:
+            raise TrainingError(
+                "config.data.cache_features needs towers that give the same each time, but "
+                f"config.switches.frozen_tower_drop_path is {model.drop_path}"
             )
         paths = [path for record in source for path in record.images]
         pictures = cache_features(config.data.cache_features, model, frozen, paths)
@@ -194,9 +186,16 @@ def prepare(config: ConfigDict) -> Run:
         seed=config.seed,
     )
     state = {"params": trainable, "opt": opt}
+    by_microbatch = switches["loss_reduction"] == "microbatch"
     state_shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
-        make_step(model, optimizer),
+        make_step(
+            model,
+            optimizer,
+            seed=config.seed,
+            microbatch=config.data.microbatch if by_microbatch else None,
+            nan_on_empty=switches["nan_loss_on_empty"],
+        ),
         donate_argnums=0,
         out_shardings=(state_shardings, sharding.replicated(mesh)),
     )
@@ -229,12 +228,20 @@ def train(config: ConfigDict, workdir: str | Path, *, name: str = "train") -> Pa
             print("\n".join(run.plan.report), file=sys.stderr)
         _loop(run, states, workdir, start, name)
     states.close()
-    source = {"config": fingerprint(config), "steps": config.steps}
-    save_checkpoint(
-        workdir / "model",
-        Checkpoint(run.cfg, run.params(), run.tokenizer, config.data.template, {"train": source}),
-    )
+    this = {"config": fingerprint(config), "steps": config.steps}
+    names, length = run.plan.trainable, config.data.length
+    provenance = trained(origin(config, run.plan), this, run.cfg, names, length)
+    parts = (run.cfg, run.params(), run.tokenizer, config.data.template, provenance)
+    save_checkpoint(workdir / "model", Checkpoint(*parts))
     return workdir / "model"
+
+
+def origin(config: ConfigDict, plan: optim.Plan) -> dict:
+    """The provenance of the checkpoint that `init` took the language model from, if any."""
+    names = list(dict.fromkeys(map(base_name, plan.lr_mults)))
+    sources = match_first(names, config.init, "init")
+    path = next(path for name, path in sources.items() if name.startswith("llm/"))
+    return describe(path)["provenance"] if path else {}
 
 
 def _loop(run: Run, states: TrainingState, workdir: Path, start: int, name: str) -> None:

@@ -63,7 +63,7 @@ def write_tokenizer(directory: Path, dst: Path) -> None:
     write_text(dst / "tokenizer_config.json", json.dumps(known | {"tokenizer_class": kind}) + "\n")
 
 
-class _Hashes(threading.Thread):
+class Hashes(threading.Thread):
     """sha256 of files, computed while they are converted."""
 
     def __init__(self, files):
@@ -125,7 +125,7 @@ def from_hf(
         "dtype": as_dtype(dtype).name if dtype else None,
         "licence": LICENCE,
     }
-    hashes = _Hashes(source.files)
+    hashes = Hashes(source.files)
 
     def close():
         found = provenance | {"sha256": hashes.result()}
@@ -173,6 +173,12 @@ def to_hf(
     cfg, provenance = read_parts(description["model"]), description["provenance"]
     source = ParamsSource(src / "params")
     held = set(to_dict(cfg))
+    tower = cfg.get("clip") if isinstance(cfg, dict) else cfg.clip
+    if tower and tower.kind != "clip":
+        raise CheckpointError(
+            f"{src}: its clip.kind is {tower.kind!r}, but the original has no vision tower but "
+            "CLIP; to-bv writes the tower for big_vision"
+        )
     if lacking := sorted(({"clip", "projector"} if adapter else WHOLE) - held):
         needed = "mm_projector.bin" if adapter else "a whole model"
         what = f"{src} holds only {', '.join(sorted(held))}: {needed} also needs {lacking[0]}"

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "from-hf": "an original's checkpoint, or base weights (CLIP, ConvNeXt, a language model), "
         "or mm_projector.bin (safetensors or .bin) -> a model directory of ours",
         "to-hf": "a model directory of ours -> what the original loads",
+        "from-bv": "a ViT of big_vision (FILE.npz or FILE.npz:subtree) -> a model directory of "
+        "ours that holds a vision tower, for a run's init",
+        "to-bv": "the vision tower of a model directory of ours -> a .npz file for big_vision",
     }
     for name, text in directions.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -54,6 +57,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="weights that override the checkpoint's own; NAME: clip, convnext, llm",
             )
             command.add_argument("--template", help="chat template; default: the family's")
+        elif name == "from-bv":
+            command.add_argument(
+                "--image-size", type=int, metavar="N", help="resizes the positions; default: as is"
+            )
+            command.add_argument(
+                "--select-layer",
+                type=int,
+                default=-1,
+                metavar="N",
+                help="whose features are used, -2 for the last but one; default: %(default)s",
+            )
+        elif name == "to-bv":
+            command.add_argument(
+                "--layout",
+                choices=("loop", "scan"),
+                default="loop",
+                help="an array for each layer, or for all layers; default: %(default)s",
+            )
         else:
             command.add_argument(
                 "--shard-size", type=size, default=5 * 10**9, metavar="SIZE", help="default: 5GB"
@@ -63,6 +84,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="store_true",
                 help="write mm_projector.bin, what the original's stage 2 begins from",
             )
+    command = commands.add_parser(
+        "verify",
+        help="how far two checkpoints' modules are apart, on fixed pictures and prompts",
+        description="Runs both in float32, module by module, and prints the errors; the last line "
+        "is JSON. What was checked is kept in the provenance of B (or of A with --against) if that "
+        "is a directory of ours. Exit code 1 if they differ.",
+    )
+    command.add_argument("a", metavar="A", help="a directory of ours or of the original")
+    command.add_argument("b", metavar="B", nargs="?", help="another one")
+    command.add_argument(
+        "--against", choices=("torch",), help="in place of B: PyTorch's modules with A's weights"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="largest absolute error; twice that for logits; default: %(default)s",
+    )
+    command.add_argument("--json", metavar="FILE", help="write the last line to FILE too")
+    command.add_argument("--html", metavar="FILE", help="write the report as a page, too")
     command = commands.add_parser("inspect", help="the tensors of a file or directory")
     command.add_argument("path", metavar="PATH")
 
@@ -87,12 +128,22 @@ def main(args: argparse.Namespace) -> None:
     if args.conversion == "inspect":
         print("\n".join(inspect(args.path)))
         return
-    from mgm_jax.convert import checkpoints
+    if args.conversion == "verify":
+        from mgm_jax.convert import verify
+
+        verify.main(args)
+        return
+    from mgm_jax.convert import big_vision, checkpoints
 
     common = {"dtype": args.dtype, "max_ram": args.max_ram, "dry_run": args.dry_run}
     if args.conversion == "from-hf":
         options = {"towers": dict(args.tower), "template": args.template}
         lines = checkpoints.from_hf(args.src, args.dst, **common, **options)
+    elif args.conversion == "from-bv":
+        options = {"image_size": args.image_size, "select_layer": args.select_layer}
+        lines = big_vision.from_bv(args.src, args.dst, **common, **options)
+    elif args.conversion == "to-bv":
+        lines = big_vision.to_bv(args.src, args.dst, **common, layout=args.layout)
     else:
         options = {"shard_size": args.shard_size, "adapter": args.adapter}
         lines = checkpoints.to_hf(args.src, args.dst, **common, **options)

@@ -55,6 +55,11 @@ class Extent:
         offset = self.offset + start * step * self.dtype.itemsize
         return dataclasses.replace(self, offset=offset, shape=(stop - start, *self.shape[1:]))
 
+    def item(self, i: int) -> Extent:
+        """Element i of the first axis."""
+        strides = self.strides[1:] if self.strides else None
+        return dataclasses.replace(self.rows(i, i + 1), shape=self.shape[1:], strides=strides)
+
 
 def read_bytes(extent: Extent) -> np.ndarray:
     """The extent's bytes, [span] uint8. ValueError when the file ends before them."""

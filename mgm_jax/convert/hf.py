@@ -7,6 +7,7 @@ facts that MGM fixes (MGM_SPEC 1.3, 1.4), so that no folder name decides anythin
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,48 @@ def _clip(tensors: dict, config: dict, heads: int) -> ClipConfig:
     )
 
 
+# What a SigLIP's config.json leaves out is transformers' default, as Google's own files do.
+SIGLIP = {
+    "num_attention_heads": 12,
+    "layer_norm_eps": 1e-6,
+    "hidden_act": "gelu_pytorch_tanh",
+    "mm_vision_select_layer": -1,
+}
+SIGLIP_ACTS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
+
+
+def _siglip(tensors: dict, config: dict, where: str) -> ClipConfig:
+    """ValueError without a config.json, or for an activation or a size that does not fit."""
+    if not config:
+        raise ValueError(f"{where}: a SigLIP tower needs its config.json, for its number of heads")
+    given = SIGLIP | config.get("vision_config", config)
+    width, _, patch, _ = tensors[f"{CLIP}embeddings.patch_embedding.weight"].shape
+    grid = math.isqrt(len(tensors[f"{CLIP}embeddings.position_embedding.weight"]))
+    size = given.get("image_size", grid * patch)
+    if size // patch != grid:
+        raise ValueError(
+            f"{where}: config.json has image_size {size}, which is {size // patch} patches of "
+            f"{patch} a side, but there are positions for {grid}"
+        )
+    if given["hidden_act"] not in SIGLIP_ACTS:
+        raise ValueError(
+            f"{where}: config.json has hidden_act {given['hidden_act']!r}, expected one of "
+            f"{sorted(SIGLIP_ACTS)}"
+        )
+    return ClipConfig(
+        image_size=size,
+        patch_size=patch,
+        width=width,
+        layers=_count(tensors, CLIP + "encoder.layers.{}.layer_norm1.weight"),
+        heads=given["num_attention_heads"],
+        mlp_dim=len(tensors[f"{CLIP}encoder.layers.0.mlp.fc1.weight"]),
+        norm_eps=given["layer_norm_eps"],
+        act=SIGLIP_ACTS[given["hidden_act"]],
+        select_layer=given["mm_vision_select_layer"],
+        kind="siglip",
+    )
+
+
 def _convnext(tensors: dict) -> ConvNextConfig:
     stages = _count(tensors, AUX + "vision_stages.{}.blocks.0.gamma")
     gamma = [tensors[f"{AUX}vision_stages.{s}.blocks.0.gamma"] for s in range(stages)]
@@ -156,10 +199,13 @@ def parts_config(
         return any(name.startswith(head) for name in tensors)
 
     if holds(CLIP):
-        width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
-        heads = clip_heads or _clip_heads(directory, config, width)
-        known = {"mm_vision_select_layer": SELECT_LAYER} | config
-        parts["clip"] = _clip(tensors, known, heads)
+        if f"{CLIP}embeddings.patch_embedding.bias" in tensors:
+            parts["clip"] = _siglip(tensors, config, str(directory))
+        else:
+            known = {"mm_vision_select_layer": SELECT_LAYER} | config
+            width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
+            heads = clip_heads or _clip_heads(directory, config, width)
+            parts["clip"] = _clip(tensors, known, heads)
     if holds(AUX):
         parts["convnext"] = _convnext(tensors)
     if holds(HEADS["llm"]):

@@ -1,8 +1,8 @@
 """Changing a loaded checkpoint's configuration: `load(dir, overrides={...})`.
 
-A key is one of ours, nested (`{"llm": {"act": "gelu_tanh"}}`) or dotted (`"llm.act"`); or the
-switch `gemma_act` ("erf" or "tanh"; MGM_SPEC appendix D); or, for a Hugging Face directory, a key
-of config.json (`"hidden_activation"`, `"image_global"`).
+A key is one of ours, nested (`{"llm": {"act": "gelu_tanh"}}`) or dotted (`"llm.act"`); or a switch
+about Gemma (`gemma_act`, `gemma_scale_rounding`; see `mgm_jax.switches`); or, for a Hugging Face
+directory, a key of config.json (`"hidden_activation"`, `"image_global"`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mgm_jax.models.config import MgmConfig
+from mgm_jax.switches import BY_NAME
 from mgm_jax.tree import flatten
 
-GEMMA_ACT = {"erf": "gelu", "tanh": "gelu_tanh"}
+GEMMA = {  # switch: (our key, value of the switch -> ours)
+    "gemma_act": ("llm/act", {"erf": "gelu", "tanh": "gelu_tanh"}),
+    "gemma_scale_rounding": ("llm/embed_scale", {"exact": "exact", "rounded": "rounded"}),
+}
 OURS = {f.name for f in dataclasses.fields(MgmConfig)}
 THEIRS = {  # keys that are read from config.json, though a file may lack them
     "head_dim",
@@ -39,17 +43,19 @@ def split_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]):
     """-> (values for config.json, flat "a/b" values for our config); ValueError if neither's."""
     theirs, ours = {}, {}
     for key, value in overrides.items():
-        if key == "gemma_act":
-            if value not in GEMMA_ACT:
-                raise ValueError(f"overrides: gemma_act is {value!r}, expected 'erf' or 'tanh'")
-            ours["llm/act"] = GEMMA_ACT[value]
+        if key in GEMMA:
+            name, known = GEMMA[key]
+            if value not in known:
+                expected = " or ".join(map(repr, known))
+                raise ValueError(f"overrides: {key} is {value!r}, expected {expected}")
+            ours[name] = known[value]
         elif key.split(".")[0] in OURS:
             ours |= flatten({key.replace(".", "/"): value})
         elif key in config or (config and key in THEIRS):
             theirs[key] = value
         else:
             raise ValueError(
-                f"overrides: unknown key {key!r}, expected gemma_act, one of {sorted(OURS)}"
+                f"overrides: unknown key {key!r}, expected one of {[*GEMMA, *sorted(OURS)]}"
                 + (" or a key of config.json" if config else "")
             )
     return theirs, ours
@@ -67,3 +73,20 @@ def with_overrides(cfg: MgmConfig, flat: Mapping[str, Any]) -> MgmConfig:
             raise ValueError(f"overrides: {'.'.join(path)} is not a part of this model")
         node[leaf] = value
     return MgmConfig.from_dict(values)
+
+
+def with_switches(cfg: MgmConfig, switches: Mapping[str, Any], prefix: str = "") -> MgmConfig:
+    """Our config with the switches about Gemma in place; a switch that is None changes nothing.
+
+    No other family has what they are about, so there only the faithful values pass: ValueError.
+    """
+    changes = {}
+    for key, (name, known) in GEMMA.items():
+        value = switches.get(key)
+        if value is None:
+            continue
+        if cfg.llm.embed_scale is not None:
+            changes[name] = known[value]
+        elif value != BY_NAME[key].faithful:
+            raise ValueError(f"{prefix}{key} is {value!r}, but the language model is no Gemma")
+    return with_overrides(cfg, changes) if changes else cfg

@@ -18,14 +18,15 @@ from mgm_jax.convert.params import Layout
 from mgm_jax.convert.rules import Rule, rows_axis, their_names, to_ours, to_theirs
 from mgm_jax.convert.writers import Spec
 
-# Foreign tensors that a Mini-Gemini does without: buffers, CLIP's text tower, classifier heads
-# (MGM_SPEC 3.1, 3.5).
+# Foreign tensors that a Mini-Gemini does without: buffers, CLIP's text tower, classifier heads,
+# SigLIP's pooling head (MGM_SPEC 3.1, 3.5).
 IGNORABLE = (
     r".*rotary_emb\.inv_freq",
     r".*embeddings\.position_ids",
     r"(.*\.)?(logit_scale|logit_bias|positional_embedding|text_projection(\.weight)?)",
     r"(text_model|transformer|token_embedding|ln_final|visual_projection)\..*",
     r"(visual\.)?(trunk\.)?head\..*",
+    r"vision_model\.head\..*",
 )
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 

@@ -1,8 +1,8 @@
 """The conversion engine: one table of rules serves both directions.
 
 A rule names a foreign tensor and ours, with `{i}` where a stacked layer index goes (and `{e}` where
-an expert's does), and how the layout changes: `perm` transposes, then the axes are merged to our
-rank (all but the last into the first). Values are never rescaled.
+an expert's does), and how the layout changes: `perm` transposes, then `shapes` reshapes. Values are
+never rescaled.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Rule:
     """`theirs` and `ours` name one tensor, or with `{i}` in `theirs` `depth` of them, stacked.
 
     `start` is the foreign index of the first layer. With `{e}` too, each layer stacks `experts`
-    tensors: ours is [depth, experts, ...]. `conv` = (kernel, inputs) gives the foreign
-    spatial and input sizes, which our merged first axis does not tell.
+    tensors: ours is [depth, experts, ...]. `shapes`: the foreign shape (transposed) and ours of
+    one layer, where they differ in rank; -1 stands for one size that the tensor tells.
     """
 
     theirs: str
@@ -33,13 +33,18 @@ class Rule:
     perm: tuple[int, ...] | None = None
     depth: int = 0
     start: int = 0
-    conv: tuple[int, int] | None = None
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     experts: int = 0
 
     @property
     def stacked(self) -> int:
         """How many first axes of ours count layers (and experts)."""
         return (self.depth > 0) + (self.experts > 0)
+
+
+def patches(kernel: int, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`shapes` of a convolution: its spatial and input axes are one of ours."""
+    return (kernel, kernel, inputs, -1), (kernel * kernel * inputs, -1)
 
 
 def linear(theirs: str, ours: str, *, bias: bool = True, **where) -> list[Rule]:
@@ -58,15 +63,22 @@ def to_ours(rule: Rule, array: np.ndarray) -> np.ndarray:
     """One foreign tensor in our layout; a view where numpy can make one."""
     if rule.perm:
         array = np.transpose(array, rule.perm)
-    return array.reshape(-1, array.shape[-1]) if rule.conv else array
+    return _reshape(array, *rule.shapes) if rule.shapes else array
 
 
 def to_theirs(rule: Rule, array: np.ndarray) -> np.ndarray:
     """One layer of ours in the foreign layout: the inverse of `to_ours`; a view."""
-    if rule.conv:
-        kernel, inputs = rule.conv
-        array = array.reshape(kernel, kernel, inputs, -1)
+    if rule.shapes:
+        array = _reshape(array, *reversed(rule.shapes))
     return np.transpose(array, np.argsort(rule.perm)) if rule.perm else array
+
+
+def _reshape(array: np.ndarray, found: tuple[int, ...], wanted: tuple[int, ...]) -> np.ndarray:
+    """`array`, whose shape must be `found`, as `wanted`; ValueError if it has another shape."""
+    same = len(array.shape) == len(found)
+    if not same or any(n not in (-1, m) for m, n in zip(array.shape, found, strict=True)):
+        raise ValueError(f"shape {array.shape} where {found} is expected")
+    return array.reshape(wanted)
 
 
 def rows_axis(rule: Rule) -> int | None:
@@ -75,10 +87,10 @@ def rows_axis(rule: Rule) -> int | None:
     Negative where it is the last one.
     """
     if not rule.perm:
-        return None if rule.conv else 0
+        return None if rule.shapes else 0
     if rule.perm[-1] == 0:
         return -1
-    return None if rule.conv else rule.perm.index(0)
+    return None if rule.shapes else rule.perm.index(0)
 
 
 def their_names(rule: Rule) -> list[str]:

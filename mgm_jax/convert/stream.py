@@ -83,7 +83,7 @@ def check_ram(limit: int | None, needs: Mapping[str, int]) -> None:
         )
 
 
-def _progress(total: int, what: str, show: bool) -> tqdm:
+def progress_bar(total: int, what: str, show: bool) -> tqdm:
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not show)
 
 
@@ -159,7 +159,7 @@ def import_stream(
     ]
     left = [c for c in chunks if not writer.has(*c[:2])]
     made = ahead((ours[name].chunk_nbytes, make) for name, _, _, make in left)
-    with _progress(sum(size for _, _, size, _ in chunks), "importing", progress) as bar:
+    with progress_bar(sum(size for _, _, size, _ in chunks), "importing", progress) as bar:
         bar.update(bar.total - sum(size for _, _, size, _ in left))
         for name, index, size, _ in left:
             writer.put(name, index, next(made))
@@ -187,6 +187,23 @@ class _Blocks:
         return self.block[tuple(i - f for i, f in zip(index, first, strict=True))]
 
 
+def exported(
+    source: ParamsSource, rules: Sequence[Rule], specs: Sequence[Spec], done: Callable[[int], None]
+) -> Iterator[tuple[Spec, np.ndarray]]:
+    """The tensors of `specs`, in their order, from our arrays; `done(bytes)` after each."""
+    places, blocks = {p.theirs: p for p in plan.pairs(rules)}, _Blocks(source)
+
+    def moved(spec):
+        pair = places[spec.name]
+        array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
+        return contiguous(array, spec.dtype, spec.name)
+
+    made = ahead((spec.nbytes, functools.partial(moved, spec)) for spec in specs)
+    for spec in specs:
+        yield spec, next(made)
+        done(spec.nbytes)
+
+
 def export_stream(
     params: str | Path | ParamsSource,
     rules: Sequence[Rule],
@@ -208,29 +225,16 @@ def export_stream(
     """
     source = params if isinstance(params, ParamsSource) else ParamsSource(Path(params))
     dtype, directory = plan.as_dtype(dtype), Path(directory)
-    places = {p.theirs: p for p in plan.pairs(rules)}
     specs, needs, lines = plan.export_specs(source, rules, dtype)
     check_ram(max_ram, needs)
     if dry_run or begin(directory, plan.fingerprint(source, ("export", tag, lines))):
         return lines
     out = writer(directory, specs)
-    left, blocks = out.order(), _Blocks(source)
-
-    def moved(spec):
-        pair = places[spec.name]
-        array = to_theirs(pair.rule, blocks.get(pair.rule.ours, pair.index))
-        return contiguous(array, spec.dtype, spec.name)
-
-    def tensors():
-        made = ahead((spec.nbytes, functools.partial(moved, spec)) for spec in left)
-        for spec in left:
-            yield spec, next(made)
-            bar.update(spec.nbytes)
-
+    left = out.order()
     total = sum(s.nbytes for s in specs)
-    with _progress(total, "exporting", progress) as bar:
+    with progress_bar(total, "exporting", progress) as bar:
         bar.update(total - sum(s.nbytes for s in left))
-        out.write(tensors())
+        out.write(exported(source, rules, left, bar.update))
     if close:
         close()
     finish(directory)

@@ -18,7 +18,7 @@ CLIP = "model.vision_tower.vision_tower.vision_model."
 AUX = "model.vision_tower_aux."
 # tower -> (regex of a name in the tower's own files, name in a whole model)
 NAMES = {
-    "clip": ((r"(?:.*\.)?vision_model\.(?!embeddings\.position_ids)(.+)", rf"{CLIP}\1"),),
+    "clip": ((r"(?:.*\.)?vision_model\.(?!embeddings\.position_ids|head\.)(.+)", rf"{CLIP}\1"),),
     "convnext": (
         (r"(?:.*\.)?(?:visual\.trunk\.|vision_)?stem\.(\d.+)", rf"{AUX}vision_stem.\1"),
         (r"(?:.*\.)?(?:visual\.trunk\.|vision_)?stages\.(\d.+)", rf"{AUX}vision_stages.\1"),

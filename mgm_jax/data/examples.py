@@ -47,6 +47,19 @@ def expand(ids, labels, visual_tokens: int, images=()) -> Example:
     )
 
 
+def cut(example: Example, length: int | None) -> Example:
+    """The first `length` positions (MGM_SPEC 2.4); a cut can go through a picture.
+
+    What the last position predicts is gone: it carries no loss.
+    """
+    if length is None or len(example) <= length:
+        return example
+    names = ("tokens", "targets", "loss_weights", "visual")
+    found = dataclasses.replace(example, **{n: getattr(example, n)[:length].copy() for n in names})
+    found.targets[-1:], found.loss_weights[-1:] = 0, 0
+    return found
+
+
 def batch_rows(examples, *, length: int, groups: int, slots: int, visual_tokens: int):
     """One example a row -> (arrays of the batch contract without pictures, picture of each slot).
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
-from mgm_jax.data.examples import Example, batch_rows, expand
+from mgm_jax.data.examples import Example, batch_rows, cut, expand
 from mgm_jax.data.images import load_image, to_hr
 from mgm_jax.data.sources import LlavaJson
 from mgm_jax.models.config import ImageSpec
-from mgm_jax.text import encode_record
+from mgm_jax.text import IMAGE_ID, encode_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,32 @@ class Encoder:
     tokenizer: object
     visual_tokens: int
     length: int
+    switches: Mapping[str, object] = dataclasses.field(default_factory=dict)  # of encode_record
 
     def __call__(self, record) -> Example:
+        """ValueError, naming the record, for what does not fit a row or what a switch excludes."""
+        pictures, where = len(record.images), record.where
+        if pictures > 1 and not self.switches.get("multi_image_training", True):
+            raise ValueError(
+                f"{where}: {pictures} pictures, expected at most one (multi_image_training is "
+                "False, as in the original, which trained on another record in its place)"
+            )
         ids, labels = encode_record(
-            record.to_dict(), self.template, self.tokenizer, self.length, where=record.where
+            record.to_dict(),
+            self.template,
+            self.tokenizer,
+            self.length,
+            where=where,
+            **self.switches,
         )
+        if (found := ids.count(IMAGE_ID)) > pictures:
+            raise ValueError(f"{where}: {found} placeholders, but {pictures} picture(s)")
         example = expand(ids, labels, self.visual_tokens, record.images)
+        if self.switches.get("input_policy") == "accept":
+            return cut(example, self.length)
         if len(example) > self.length:
             raise ValueError(
-                f"{record.where}: {len(example)} tokens with {len(record.images)} picture(s), "
+                f"{where}: {len(example)} tokens with {pictures} picture(s), "
                 f"more than data.length {self.length}"
             )
         return example

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mgm_jax.data.images import ImageError, load_image
+from mgm_jax.switches import choose
 
 HELP = """\
 /image FILE   talk about this picture (starts a new conversation)
@@ -17,11 +19,12 @@ Anything else is a question."""
 
 
 class Chat:
-    """The state of a conversation: its pictures and its turns."""
+    """The state of a conversation: its pictures and its turns. `cli_eos`: what ends an answer."""
 
-    def __init__(self, model, max_new_tokens: int):
+    def __init__(self, model, max_new_tokens: int, cli_eos: str = "family"):
         self.model = model
         self.max_new_tokens = max_new_tokens
+        self.cli_eos = cli_eos
         self.clear()
 
     def clear(self) -> None:
@@ -38,7 +41,8 @@ class Chat:
         from mgm_jax.generate.engine import Request
 
         request = Request([*self.turns, ("user", question)], self.images)
-        answer = self.model.generate([request], max_new_tokens=self.max_new_tokens)[0]
+        options = {"max_new_tokens": self.max_new_tokens, "cli_eos": self.cli_eos}
+        answer = self.model.generate([request], **options)[0]
         self.turns += [("user", question), ("assistant", answer)]
         return answer
 
@@ -81,11 +85,33 @@ def loop(chat: Chat, read: Callable[[], str]) -> None:
             print(reply, flush=True)
 
 
+def parse_switches(items: list[str], faithful: bool = False) -> tuple[dict, dict]:
+    """["cli_eos=tokenizer", ...] -> (switches of `load`, those of the chat); ValueError."""
+    given = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise ValueError(f"--switch {item!r}: expected NAME=VALUE")
+        given[name] = value
+    both = choose(("model", "load", "chat"), faithful, given)
+    ours = choose("chat", faithful)
+    return {n: v for n, v in both.items() if n not in ours}, {n: both[n] for n in ours}
+
+
+def with_template(model, cli_auto_template: str):
+    """The model, in the template that the original's command line takes for it (MGM_SPEC 7.3)."""
+    wrong = cli_auto_template == "vicuna_v1" and model.template == "llama_3"
+    return dataclasses.replace(model, template="v1") if wrong else model
+
+
 def main(args) -> None:
-    """`args`: directory, image (list), question, max_new_tokens."""
+    """`args`: directory, dtype, image (list), question, max_new_tokens, faithful, switch (list)."""
     from mgm_jax.api import load
 
-    chat = Chat(load(args.directory, dtype=args.dtype), args.max_new_tokens)
+    switches, ours = parse_switches(args.switch, args.faithful)
+    model = load(args.directory, dtype=args.dtype, switches=switches)
+    model = with_template(model, ours["cli_auto_template"])
+    chat = Chat(model, args.max_new_tokens, ours["cli_eos"])
     if args.image:
         chat.show(args.image)
     if args.question:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mgm_jax.data.examples import batch_rows, expand
+from mgm_jax.data.examples import Example, batch_rows, cut, expand
 from mgm_jax.data.images import load_image, to_hr
 from mgm_jax.models.decoder import empty_cache
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.text import IGNORE, IMAGE_TEXT, Turn, encode_prompt, get_template, stop_rule
 
+_log = logging.getLogger(__name__)
 BUCKET = 32  # prompt lengths are rounded up to a multiple of this, so that few shapes compile
 
 
@@ -82,13 +84,41 @@ def greedy(model: Mgm, params, batch, *, new: int, stop: tuple[int, ...]):
     return carry[3]
 
 
-def build_prompts(requests: Sequence[Request], model: Mgm, tokenizer, template) -> dict:
+def fit(prompt: Example, max_length: int | None, infer_truncate: str) -> Example:
+    """A prompt of at most `max_length` positions, pictures included (MGM_SPEC 2.4, 10.1).
+
+    `infer_truncate`: what happens to a longer one: "error" (ValueError), "warn" (it is used as it
+    is), or "cut", which drops its end in silence, as the original does.
+    """
+    if max_length is None or len(prompt) <= max_length:
+        return prompt
+    if infer_truncate == "cut":
+        return cut(prompt, max_length)
+    message = (
+        f"a prompt has {len(prompt)} tokens with its {len(prompt.images)} picture(s), more than "
+        f"the {max_length} that the model was trained with (tokenizer_model_max_length)"
+    )
+    if infer_truncate == "error":
+        raise ValueError(f"{message}; infer_truncate is 'error', 'warn' would use it all the same")
+    _log.warning("%s", message)
+    return prompt
+
+
+def build_prompts(
+    requests: Sequence[Request],
+    model: Mgm,
+    tokenizer,
+    template,
+    max_length: int | None = None,
+    infer_truncate: str = "error",
+    release: bool = False,
+) -> dict:
     """Requests -> a batch of right-padded prompts with their pictures (one group)."""
     examples = []
     for request in requests:
-        ids = encode_prompt(template, request.turns(), tokenizer)
-        labels = [IGNORE] * len(ids)
-        examples.append(expand(ids, labels, model.cfg.visual_tokens, request.images))
+        ids = encode_prompt(template, request.turns(), tokenizer, release)
+        prompt = expand(ids, [IGNORE] * len(ids), model.cfg.visual_tokens, request.images)
+        examples.append(fit(prompt, max_length, infer_truncate))
     longest = max(len(e) for e in examples)
     slots = max(1, sum(len(e.images) for e in examples))
     batch, (pictures,) = batch_rows(
@@ -118,20 +148,27 @@ def generate(
     max_new_tokens: int,
     batch_size: int = 32,
     progress: bool = False,
+    max_length: int | None = None,
+    infer_truncate: str = "error",
+    llama3_released_prompt: str = "current",
+    cli_eos: str = "family",
 ) -> list[str]:
     """Greedy answers in the order of the requests, without the ids that end them.
 
-    Raises ValueError for pictures that do not match their placeholders, ImageError for unreadable
-    ones.
+    `max_length`, `infer_truncate`: see `fit`; `cli_eos`: see `text.stop_rule`;
+    `llama3_released_prompt`: see `switches`. Raises ValueError for pictures that do not match their
+    placeholders, ImageError for unreadable ones.
     """
     template = get_template(template)
-    stop_ids, stop_strings = stop_rule(template, tokenizer)
+    release = llama3_released_prompt == "release" and template.name.startswith("llama_3")
+    how = (tokenizer, template, max_length, infer_truncate, release)
+    stop_ids, stop_strings = stop_rule(template, tokenizer, cli_eos)
     answers = []
     starts = range(0, len(requests), batch_size)
     for start in tqdm(starts, desc="answers", unit="batch", disable=not progress):
         chunk = list(requests[start : start + batch_size])
         filled = chunk + [chunk[-1]] * (min(batch_size, len(requests)) - len(chunk))
-        batch = build_prompts(filled, model, tokenizer, template)
+        batch = build_prompts(filled, model, *how)
         tokens = greedy(model, params, batch, new=max_new_tokens, stop=tuple(sorted(stop_ids)))
         for row in np.asarray(tokens)[: len(chunk)]:
             text = tokenizer.decode([int(i) for i in row if i >= 0 and i not in stop_ids])

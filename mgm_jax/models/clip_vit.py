@@ -1,4 +1,4 @@
-"""CLIP ViT, the low-resolution encoder (MGM_SPEC 1.3).
+"""The low-resolution encoder: OpenAI's CLIP ViT (MGM_SPEC 1.3), SigLIP, or big_vision's ViT.
 
 B pictures, N = grid*grid patches (row-major), D width, H heads.
 """
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block: [B, 1 + N, D] -> the same."""
+    """Pre-LN transformer block: [B, N or 1 + N, D] -> the same."""
 
     cfg: ClipConfig
 
@@ -60,31 +60,41 @@ class Block(nn.Module):
 class ClipVit(nn.Module):
     """pictures [B, H, W, 3], normalised -> patch features [B, N, D] of the selected layer.
 
-    Layers after the selected one (and the final norm) have parameters, because an export needs
-    them, but never run.
+    Layers after the selected one (and the final norm where it is not used) have parameters,
+    because an export needs them, but never run. `ClipConfig.kind` tells the kinds apart; `remat`
+    is as of `nn.stack`.
     """
 
     cfg: ClipConfig
     scan: bool = True
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, pictures):
         cfg = self.cfg
-        d, n = cfg.width, cfg.grid**2
+        clip, d, n = cfg.kind == "clip", cfg.width, cfg.grid**2
         init = normal_init(d**-0.5)
-        x = Conv(d, cfg.patch_size, (None, "vis_embed"), use_bias=False, name="patch")(pictures)
+
+        def learned(name, axes, shape):
+            init_axes = nn.with_logical_partitioning(init, axes)
+            return self.param(name, init_axes, shape).astype(pictures.dtype)
+
+        x = Conv(d, cfg.patch_size, (None, "vis_embed"), use_bias=not clip, name="patch")(pictures)
         x = x.reshape(x.shape[0], n, d)
-        cls = self.param("cls", nn.with_logical_partitioning(init, ("vis_embed",)), (d,))
-        positions = self.param(
-            "positions", nn.with_logical_partitioning(init, (None, "vis_embed")), (n + 1, d)
-        )
-        cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, d))
-        x = jnp.concatenate([cls, x], axis=1) + positions.astype(x.dtype)  # [B, 1 + N, D]
-        x = LayerNorm(cfg.norm_eps, name="pre_norm")(x)
-        x, _ = stack(Block, cfg.layers_run, scan=self.scan)(cfg, name="layers")(x, None, None)
-        if self.is_initializing():
+        cls = learned("cls", ("vis_embed",), (d,)) if cfg.kind != "siglip" else None
+        positions = learned("positions", (None, "vis_embed"), (n + clip, d))
+        x = x if clip else x + positions
+        if cls is not None:
+            x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, d)), x], axis=1)
+        if clip:
+            x = LayerNorm(cfg.norm_eps, name="pre_norm")(x + positions)  # [B, 1 + N, D]
+        layers = stack(Block, cfg.layers_run, remat=self.remat, scan=self.scan)
+        x, _ = layers(cfg, name="layers")(x, None, None)
+        if cfg.final_norm:
+            x = LayerNorm(cfg.norm_eps, name="post_norm")(x)
+        elif self.is_initializing():
             rest = cfg.layers - cfg.layers_run
             if rest:
                 stack(Block, rest)(cfg, name="unused_layers")(x, None, None)
             LayerNorm(cfg.norm_eps, name="unused_norm")(x)
-        return x[:, 1:]
+        return x[:, -n:]

@@ -14,6 +14,7 @@ from typing import Any
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+VISION_KINDS = ("clip", "siglip", "vit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class ImageSpec:
 
     `hr_size` is the side of the square HR picture; the LR view has side `lr_size * grid` and is cut
     into grid x grid crops; `use_global` appends the whole view at `lr_size`. `aspect` is "pad"
-    (square canvas in the mean colour) or "square" (short side resized, centre crop).
+    (square canvas in the mean colour) or "square" (short side resized, centre crop). `mean` and
+    `std` normalise the LR view, and the HR one too unless it has `hr_mean` and `hr_std`.
     """
 
     lr_size: int
@@ -32,12 +34,16 @@ class ImageSpec:
     use_global: bool = False
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    hr_mean: tuple[float, ...] | None = None
+    hr_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
         if self.aspect not in ("pad", "square"):
             raise ValueError(f"image.aspect is {self.aspect!r}, expected 'pad' or 'square'")
         if self.use_global and self.grid < 2:
             raise ValueError(f"image.use_global needs image.grid >= 2, found {self.grid}")
+        if (self.hr_mean is None) != (self.hr_std is None):
+            raise ValueError("image.hr_mean and image.hr_std: one is given without the other")
 
     @property
     def crops(self) -> int:
@@ -47,7 +53,13 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """CLIP ViT (MGM_SPEC 1.3). `select_layer` counts as in HF hidden_states (-2: last but one)."""
+    """The low-resolution encoder, a ViT. `select_layer` counts as in HF hidden_states (-2: last
+    but one; where it is the last, the final norm of a tower that is not CLIP's is applied).
+
+    `kind`: "clip" is OpenAI's (MGM_SPEC 1.3): class token with a position of its own, norm before
+    the layers, no patch bias. "siglip" has neither token nor such a norm, but a patch bias. "vit"
+    is siglip with a class token that has no position (big_vision's pool "tok").
+    """
 
     image_size: int
     patch_size: int
@@ -58,9 +70,12 @@ class ClipConfig:
     norm_eps: float
     act: str
     select_layer: int = dataclasses.field(metadata={"signed": True})
+    kind: str = "clip"
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
+        if self.kind not in VISION_KINDS:
+            raise ValueError(f"clip.kind is {self.kind!r}, expected one of {VISION_KINDS}")
+        if self.kind == "clip" and self.image_size % self.patch_size:
             raise ValueError(
                 f"clip.image_size {self.image_size} is not a multiple of patch_size "
                 f"{self.patch_size}"
@@ -74,7 +89,13 @@ class ClipConfig:
 
     @property
     def grid(self) -> int:
+        """Patches along a side; a rest of pixels at the right and below is not seen (384 / 14)."""
         return self.image_size // self.patch_size
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether the norm behind the layers runs: never in CLIP, else behind the last layer."""
+        return self.kind != "clip" and self.layers_run == self.layers
 
     @property
     def layers_run(self) -> int:
@@ -181,6 +202,7 @@ class MgmConfig:
                 f"clip.image_size {self.clip.image_size} differs from image.lr_size "
                 f"{self.image.lr_size}"
             )
+        self._check_normalisation()
         if self.convnext:
             cells, rest = divmod(self.image.hr_size, self.convnext.patch_size)
             if rest or cells % (self.clip.grid * self.image.grid):
@@ -190,6 +212,21 @@ class MgmConfig:
                     f"{self.clip.grid * self.image.grid} low-resolution tokens of a side "
                     f"({self.clip.grid} a crop, image.grid {self.image.grid})"
                 )
+
+    def _check_normalisation(self):
+        """A tower that is not CLIP's must say its own: CLIP's would load, and be quietly wrong."""
+        image, kind = self.image, self.clip.kind
+        if kind != "clip" and (image.mean, image.std) == (CLIP_MEAN, CLIP_STD):
+            raise ValueError(
+                f"image.mean and image.std are CLIP's, but clip.kind is {kind!r}: give those of "
+                "the tower (SigLIP and big_vision: 0.5 each)"
+            )
+        if kind != "clip" and self.convnext and image.hr_mean is None:
+            raise ValueError(
+                f"image.hr_mean and image.hr_std are not given, but clip.kind is {kind!r}, whose "
+                "normalisation is not ConvNeXt's: give that of its training (OpenCLIP: "
+                f"{list(CLIP_MEAN)} and {list(CLIP_STD)})"
+            )
 
     @property
     def visual_tokens(self) -> int:

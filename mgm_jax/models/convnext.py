@@ -7,6 +7,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mgm_jax.models.config import ConvNextConfig
 from mgm_jax.nn.linear import Conv, Linear, fan_in_init, normal_init
@@ -36,13 +37,17 @@ class Depthwise(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise conv, LayerNorm, MLP, layer scale: [B, h, w, C] -> the same."""
+    """Depthwise conv, LayerNorm, MLP, layer scale: [B, h, w, C] -> the same.
+
+    With `rate` (a scalar) each picture leaves the block out with that probability; where it stays,
+    it counts 1 / (1 - rate).
+    """
 
     cfg: ConvNextConfig
     gamma_init: float = 1e-6
 
     @nn.compact
-    def __call__(self, x, shared, layer):
+    def __call__(self, x, shared, rate):
         c = x.shape[-1]
         y = Depthwise(self.cfg.kernel_size, name="dw")(x)
         y = LayerNorm(self.cfg.norm_eps, name="norm")(y)
@@ -50,20 +55,33 @@ class Block(nn.Module):
         y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
         y = linear(c, ("conv_out", "conv_in"), name="pw2")(y)
         init = nn.with_logical_partitioning(nn.initializers.constant(self.gamma_init), ("conv_in",))
-        return x + y * self.param("gamma", init, (c,)).astype(x.dtype), None
+        y = y * self.param("gamma", init, (c,)).astype(x.dtype)
+        if rate is not None:
+            stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, (len(x), 1, 1, 1))
+            y = y * (stays / (1 - rate)).astype(x.dtype)
+        return x + y, None
 
 
 class ConvNext(nn.Module):
-    """pictures [B, H, W, 3], normalised -> tuple of stage outputs [B, h_s, w_s, C_s]."""
+    """pictures [B, H, W, 3], normalised -> tuple of stage outputs [B, h_s, w_s, C_s].
+
+    Given random numbers ("drop_path"), blocks are left out at rates that grow linearly from 0 at
+    the first to `drop_path` at the last of all stages (MGM_SPEC 1.4).
+    """
 
     cfg: ConvNextConfig
     scan: bool = True
     gamma_init: float = 1e-6
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, pictures):
         cfg = self.cfg
         conv = partial(Conv, axes=(None, "conv_out"))
+        rates = [None] * len(cfg.depths)
+        if self.drop_path and self.has_rng("drop_path"):
+            ends = np.cumsum(cfg.depths)
+            rates = np.split(np.linspace(0, self.drop_path, ends[-1], dtype=np.float32), ends[:-1])
         x, stages = pictures, []
         for s, (width, depth) in enumerate(zip(cfg.widths, cfg.depths, strict=True)):
             if s == 0:
@@ -73,7 +91,7 @@ class ConvNext(nn.Module):
                 x = LayerNorm(cfg.norm_eps, name=f"down_norm_{s}")(x)
                 x = conv(width, 2, name=f"down_{s}")(x)
             blocks = stack(Block, depth, scan=self.scan)
-            x, _ = blocks(cfg, self.gamma_init, name=f"stages_{s}")(x, None, None)
+            x, _ = blocks(cfg, self.gamma_init, name=f"stages_{s}")(x, None, rates[s])
             stages.append(x)
         return tuple(stages)
 

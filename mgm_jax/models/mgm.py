@@ -24,18 +24,20 @@ from mgm_jax.ops.views import pack_views, views
 
 
 class Mgm(nn.Module):
-    """The whole model. `dtype` is the compute dtype; parameters keep their own."""
+    """The whole model. `dtype` is the compute dtype; parameters keep their own. `drop_path`: see
+    `ConvNext`."""
 
     cfg: MgmConfig
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
+    drop_path: float = 0.0
 
     def setup(self):
         cfg = self.cfg
         self.clip = ClipVit(cfg.clip, scan=self.scan)
         if cfg.convnext:
-            self.convnext = ConvNext(cfg.convnext, scan=self.scan)
+            self.convnext = ConvNext(cfg.convnext, scan=self.scan, drop_path=self.drop_path)
             self.mining = PatchInfoMining(cfg.convnext.channels, cfg.clip.width, cfg.mining_eps)
         self.projector = Projector(cfg.projector, cfg.llm.dim)
         self.llm = Decoder(cfg.llm, remat=self.remat, scan=self.scan)

@@ -7,6 +7,8 @@ the original has a script but no weights.
 from __future__ import annotations
 
 from mgm_jax.models.config import (
+    CLIP_MEAN,
+    CLIP_STD,
     ClipConfig,
     ConvNextConfig,
     DecoderConfig,
@@ -26,10 +28,31 @@ CLIP_L_336 = ClipConfig(
     act="quick_gelu",
     select_layer=-2,
 )
+SIGLIP_SO400M_384 = ClipConfig(  # google/siglip-so400m-patch14-384: 27 patches a side, 6 px unseen
+    image_size=384,
+    patch_size=14,
+    width=1152,
+    layers=27,
+    heads=16,
+    mlp_dim=4304,
+    norm_eps=1e-6,
+    act="gelu_tanh",
+    select_layer=-1,
+    kind="siglip",
+)
 CONVNEXT_L = ConvNextConfig(
     widths=(192, 384, 768, 1536), depths=(3, 3, 27, 3), patch_size=4, kernel_size=7, norm_eps=1e-6
 )
 IMAGE = ImageSpec(lr_size=336, hr_size=768, aspect="pad")
+IMAGE_SIGLIP = ImageSpec(  # 864 px: 32 for each of the 27 patches, as ConvNeXt's stride asks
+    lr_size=384,
+    hr_size=864,
+    aspect="pad",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    hr_mean=CLIP_MEAN,
+    hr_std=CLIP_STD,
+)
 IMAGE_HD = ImageSpec(lr_size=336, hr_size=1536, aspect="pad", grid=2, use_global=True)
 
 
@@ -86,6 +109,18 @@ def mgm(llm: DecoderConfig, *, hd: bool) -> MgmConfig:
     return MgmConfig(
         image=IMAGE_HD if hd else IMAGE,
         clip=CLIP_L_336,
+        convnext=CONVNEXT_L,
+        llm=llm,
+        mining_eps=1e-5,
+        projector="mlp2x_gelu",
+    )
+
+
+def mgm_siglip(llm: DecoderConfig) -> MgmConfig:
+    """A Mini-Gemini with SigLIP in CLIP's place, which the original does not have: 384/864 px."""
+    return MgmConfig(
+        image=IMAGE_SIGLIP,
+        clip=SIGLIP_SO400M_384,
         convnext=CONVNEXT_L,
         llm=llm,
         mining_eps=1e-5,

@@ -27,7 +27,7 @@ def stack(block: type[nn.Module], depth: int, *, remat: str = "none", scan: bool
     return nn.scan(
         block,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "drop_path": True},
         in_axes=(nn.broadcast, 0),
         out_axes=0,
         length=depth,

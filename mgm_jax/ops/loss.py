@@ -38,3 +38,16 @@ def chunked_loss(head, x, targets, weights, chunk: int = CHUNK):
     zero = jnp.zeros((), weights.dtype)
     total, _ = jax.lax.scan(one, zero, (columns(x), columns(targets), columns(weights)))
     return total, weights.sum()
+
+
+def microbatch_weights(weights, rows: int):
+    """Loss weights [B, T] -> weights with the same sum under which the token mean of the batch is
+    the mean over its micro-batches, of `rows` neighbouring rows each, of their own token means.
+
+    That is gradient accumulation and data parallelism in the original (MGM_SPEC 2.5). The loss of a
+    micro-batch without any weight is 0, and counts.
+    """
+    b, t = weights.shape
+    sums = weights.reshape(-1, rows * t).sum(-1)  # [B / rows]
+    scale = weights.sum() / (len(sums) * jnp.where(sums > 0, sums, jnp.inf))
+    return weights * jnp.repeat(scale, rows)[:, None]

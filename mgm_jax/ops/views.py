@@ -17,12 +17,21 @@ def normalise(pixels, spec):
     return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
+def normalise_hr(pixels, spec):
+    """The same for the HR view, which may have a mean and std of its own."""
+    if spec.hr_mean is None:
+        return normalise(pixels, spec)
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (spec.hr_mean, spec.hr_std))
+    return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
 def views(pixels, spec):
     """HR pictures [..., H, H, 3] uint8 -> (lr, hr), normalised float32.
 
     hr [..., H, H, 3]. lr [..., h, h, 3] when grid is 1; else [..., g*g (+1), h, h, 3], crops
-    row-major and then, with `use_global`, the whole picture. LR is resized from the *normalised* HR
-    without antialias, and the global view from the g*h picture, not from HR (MGM_SPEC 4.2, 4.3).
+    row-major and then, with `use_global`, the whole picture. LR is resized without antialias from
+    HR *normalised* as LR is, and the global view from the g*h picture, not from HR (MGM_SPEC 4.2,
+    4.3).
     ValueError if the pixels are not uint8 of the size that the spec says.
     """
     expected = (spec.hr_size, spec.hr_size, 3)
@@ -31,10 +40,9 @@ def views(pixels, spec):
             f"views: found pictures {pixels.dtype} {pixels.shape}, "
             f"expected uint8 [..., {', '.join(map(str, expected))}] (image.hr_size)"
         )
-    hr = normalise(pixels, spec)
     side = spec.lr_size * spec.grid
-    lr = resize_bilinear(hr, (side, side))
-    return (lr if spec.grid == 1 else pack_views(lr, spec)), hr
+    lr = resize_bilinear(normalise(pixels, spec), (side, side))
+    return (lr if spec.grid == 1 else pack_views(lr, spec)), normalise_hr(pixels, spec)
 
 
 def pack_views(x, spec):

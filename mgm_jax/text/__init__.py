@@ -13,7 +13,7 @@ from mgm_jax.text.conversation import (
     turns_from_record,
 )
 from mgm_jax.text.json_tokenizer import JsonTokenizer
-from mgm_jax.text.records import FAITHFUL, Switches, encode_record
+from mgm_jax.text.records import FAITHFUL, encode_record
 from mgm_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from mgm_jax.text.templates import (
     IGNORE,
@@ -39,7 +39,6 @@ __all__ = [
     "RoundRule",
     "Segment",
     "SentencePieceTokenizer",
-    "Switches",
     "Template",
     "Tokenizer",
     "Turn",

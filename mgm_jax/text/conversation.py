@@ -171,9 +171,11 @@ def render_prompt(template: Template, turns: Sequence[Turn]) -> str:
     return "".join(segment.text for segment in render(template, turns, open_turn=True))
 
 
-def encode_prompt(template: Template, turns: Sequence[Turn], tokenizer) -> list[int]:
-    """The ids of `render_prompt`, with -200 for each `<image>`."""
-    return encode(render(template, turns, open_turn=True), tokenizer)[0]
+def encode_prompt(
+    template: Template, turns: Sequence[Turn], tokenizer, release: bool = False
+) -> list[int]:
+    """The ids of `render_prompt`, with -200 for each `<image>`; `release`: see `encode`."""
+    return encode(render(template, turns, open_turn=True), tokenizer, release=release)[0]
 
 
 def stop_rule(

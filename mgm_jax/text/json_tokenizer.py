@@ -4,16 +4,16 @@ LLaMA-3's byte-level BPE comes in no other form; Gemma, LLaMA-2, Mixtral and Yi 
 The file decides about everything between text and ids but the bos id, which `encode` adds itself.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tokenizers
 
-from mgm_jax.text import tokenizer_files
+from mgm_jax.text.base_tokenizer import BaseTokenizer
 
 JSON_FILE = "tokenizer.json"
 
 
-class JsonTokenizer:
+class JsonTokenizer(BaseTokenizer):
     """Text to ids and back with a `tokenizer.json`; same interface as `SentencePieceTokenizer`.
 
     Args:
@@ -33,7 +33,7 @@ class JsonTokenizer:
         ValueError: the file cannot be read, or an option does not fit it.
     """
 
-    kind = "json"
+    kind, file, what = "json", JSON_FILE, "tokenizer.json"
     legacy = False
 
     def __init__(
@@ -74,26 +74,6 @@ class JsonTokenizer:
         if self.add_bos and self.bos_id < 0:
             raise ValueError(f"{source}: add_bos=True, but the vocabulary defines no bos token")
 
-    @classmethod
-    def from_file(cls, path, **options) -> "JsonTokenizer":
-        """Reads a `tokenizer.json`; `options` are those of the class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no `tokenizer.json`.
-        """
-        return cls(tokenizer_files.read(path, "tokenizer.json"), source=str(path), **options)
-
-    def __reduce__(self):  # data workers get the tokenizer by pickle
-        return _rebuild, (self._model, self._options())
-
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
-        """The ids of a text, with the bos id in front if `add_bos` (None: `self.add_bos`)."""
-        if add_bos and self.bos_id < 0:
-            raise ValueError("add_bos=True, but the vocabulary defines no bos token")
-        ids, _ = self.encode_with_offsets(text)
-        return [self.bos_id, *ids] if (self.add_bos if add_bos is None else add_bos) else ids
-
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text, without bos, and the characters `text[start:end]` of each.
 
@@ -115,34 +95,11 @@ class JsonTokenizer:
         Raises:
             ValueError: an id is not in the vocabulary.
         """
-        ids = [int(i) for i in ids]
-        for n, i in enumerate(ids):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} at position {n} is not in [0, {self.vocab_size})")
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+        return self._tokenizer.decode(self._known(ids), skip_special_tokens=skip_special)
 
     def token_id(self, text: str) -> int | None:
         """The id of the token that is this text, None if the vocabulary has none."""
         return self._tokenizer.token_to_id(text)
-
-    def with_tokens(self, texts: Iterable[str]) -> "JsonTokenizer":
-        """This tokenizer with further special tokens: one in the vocabulary keeps its id, others
-        get ids from `vocab_size` on."""
-        added = dict(self._added)
-        for text in texts:
-            fresh = max([self.vocab_size, *(i + 1 for i in added.values())])
-            known = self.token_id(text)
-            added.setdefault(text, fresh if known is None else known)
-        return self.replace(special_tokens=added)
-
-    def replace(self, **options) -> "JsonTokenizer":
-        """This tokenizer with other options of the class."""
-        return JsonTokenizer(self._model, **(self._options() | options))
-
-    def save(self, directory) -> None:
-        """Writes `tokenizer.json` and `mgm_tokenizer.json`, which `load_tokenizer` reads."""
-        options = {**self._options(), "legacy": self.legacy}
-        tokenizer_files.write(directory, JSON_FILE, self._model, self.kind, options)
 
     def _options(self) -> dict:
         return {
@@ -179,7 +136,3 @@ def _parse(model: bytes, source: str) -> tuple[tokenizers.Tokenizer, int]:
         raise ValueError(
             f"{source}: not a tokenizer.json ({len(model)} bytes): {str(error)[:200]}"
         ) from error
-
-
-def _rebuild(model: bytes, options: dict) -> JsonTokenizer:
-    return JsonTokenizer(model, **options)

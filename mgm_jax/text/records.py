@@ -1,12 +1,12 @@
 """One training example's text: a LLaVA record to ids and labels (MGM_SPEC 5.4, 5.5).
 
 Strict by default: whatever the original drops, merges or masks without a word is an error here.
-`Switches` name each difference; `faithful=True` takes the original's side of all of them.
+`mgm_jax.switches` names each difference; `faithful=True` takes the original's side of all of them.
 """
 
-import dataclasses
 import logging
 
+from mgm_jax.switches import choose
 from mgm_jax.text import conversation
 from mgm_jax.text.conversation import Segment, Turn
 from mgm_jax.text.original import original_labels, signal_labels, signal_text
@@ -15,52 +15,7 @@ from mgm_jax.text.templates import IGNORE, IMAGE_ID, IMAGE_TEXT, Template, get_t
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Switches:
-    """The rows about text of MGM_SPEC appendix D, and how records are checked.
-
-    Attributes:
-        llama3_assistant_header: the role in the header of llama_3's answers. "system" is what the
-            released weights were trained with; "assistant" is what LLaMA-3 itself uses.
-        llama3_released_prompt: "current": the original's code as it is; "release": as it was when
-            MGM-8B was trained: one bos in front in any case, and the first token behind each
-            picture is missing (MGM_SPEC 5.6). Masks are then the template's.
-        mismatch_policy: "span": loss falls on the template's answers; "mask_sample": the original
-            measures each round again, and a sample whose lengths do not add up carries no loss
-            (v0 and the like: its training text, which differs from the prompt, with its masks).
-        multi_image_training: True: each placeholder of a turn is a picture; False: those of one
-            turn become one, as in the original.
-        input_policy: "refuse": a record that does not fit is an error; "accept": nothing about
-            pictures or empty turns is checked, "<image>" is a word in a record without a picture,
-            text without pictures is cut at `max_len` and the rest is not.
-    """
-
-    llama3_assistant_header: str = "system"
-    llama3_released_prompt: str = "current"
-    mismatch_policy: str = "span"
-    multi_image_training: bool = True
-    input_policy: str = "refuse"
-
-    def __post_init__(self):
-        for name, allowed in _ALLOWED.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} is {value!r}, expected one of {allowed}")
-
-
-_ALLOWED = {
-    "llama3_assistant_header": ("system", "assistant"),
-    "llama3_released_prompt": ("current", "release"),
-    "mismatch_policy": ("span", "mask_sample"),
-    "multi_image_training": (True, False),
-    "input_policy": ("refuse", "accept"),
-}
-FAITHFUL = {
-    "llama3_assistant_header": "system",
-    "llama3_released_prompt": "current",
-    "mismatch_policy": "mask_sample",
-    "multi_image_training": False,
-    "input_policy": "accept",
-}
+FAITHFUL = choose("text", faithful=True)
 
 
 def encode_record(
@@ -85,7 +40,7 @@ def encode_record(
             any loss are then logged as warnings.
         truncate: cut at `max_len` instead of refusing (with `input_policy="refuse"` only).
         where: what error messages call the record.
-        **switches: fields of `Switches`.
+        **switches: those of `mgm_jax.switches` that act in text.
 
     Returns:
         (ids, labels): ids with -200 for each picture; labels are the ids themselves, or -100 where
@@ -96,9 +51,9 @@ def encode_record(
             `input_policy="refuse"` also pictures that do not match their placeholders, an empty
             turn, no answer at the end, or too many ids. The messages start with `where`.
     """
-    switch = _switches(faithful, switches)
+    switch = choose("text", faithful, switches)
     template = _switched(get_template(template), switch)
-    accept = switch.input_policy == "accept"
+    accept = switch["input_policy"] == "accept"
     if accept and truncate:
         raise ValueError(
             "truncate=True has no meaning with faithful=True or input_policy='accept', which have "
@@ -120,14 +75,14 @@ def encode_record(
         turns = [Turn(role, _place_images(text, template, switch)) for role, text in turns]
     # In text without pictures "<image>" is a word, but captions are cut at it in any case.
     images = bool(pictures) or template.caption_only
-    follow = switch.mismatch_policy == "mask_sample"
+    follow = switch["mismatch_policy"] == "mask_sample"
     signals = ()
     if follow and template.original_signals is not None:
         signals = signal_text(template, turns)
         segments = tuple(Segment(part, False) for part in signals)
     else:
         segments = conversation.render(template, turns)
-    release = switch.llama3_released_prompt == "release" and template.name.startswith("llama_3")
+    release = switch["llama3_released_prompt"] == "release" and template.name.startswith("llama_3")
     try:
         ids, mask = conversation.encode(segments, tokenizer, images, release=release)
         cut = max_len if accept and not images else None
@@ -151,25 +106,19 @@ def encode_record(
         if IMAGE_ID in ids[max_len:]:
             raise ValueError(f"{where}: cutting {len(ids)} tokens at {max_len} loses a picture")
         ids, labels = ids[:max_len], labels[:max_len]
-    if switch.mismatch_policy == "span" and all(label == IGNORE for label in labels):
+    if switch["mismatch_policy"] == "span" and all(label == IGNORE for label in labels):
         raise ValueError(f"{where}: no answer token within the first {len(ids)} tokens")
     return ids, labels
 
 
-def _switches(faithful: bool, chosen: dict) -> Switches:
-    if unknown := sorted(chosen.keys() - _ALLOWED.keys()):
-        raise ValueError(f"unknown switch {unknown[0]!r}, known: {', '.join(_ALLOWED)}")
-    return Switches(**{**(FAITHFUL if faithful else {}), **chosen})
-
-
-def _switched(template: Template, switch: Switches) -> Template:
-    if template.name == "llama_3" and switch.llama3_assistant_header == "assistant":
+def _switched(template: Template, switch: dict) -> Template:
+    if template.name == "llama_3" and switch["llama3_assistant_header"] == "assistant":
         return get_template("llama_3_assistant")
     return template
 
 
-def _place_images(text: str, template: Template, switch: Switches) -> str:
-    text = conversation.images_first(text, collapse=not switch.multi_image_training)
+def _place_images(text: str, template: Template, switch: dict) -> str:
+    text = conversation.images_first(text, collapse=not switch["multi_image_training"])
     return text.replace(IMAGE_TEXT, template.image_text)
 
 

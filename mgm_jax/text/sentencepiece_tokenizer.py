@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import sentencepiece
 from etils import epath
 
-from mgm_jax.text import tokenizer_files
+from mgm_jax.text.base_tokenizer import BaseTokenizer
 
 MODEL_FILE = "tokenizer.model"
 
@@ -22,7 +22,7 @@ MODEL_FILE = "tokenizer.model"
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(BaseTokenizer):
     """Text to ids and back with a sentencepiece model.
 
     Args:
@@ -41,7 +41,7 @@ class SentencePieceTokenizer:
         ValueError: the model cannot be read, or an option does not fit it.
     """
 
-    kind = "sentencepiece"
+    kind, file, what = "sentencepiece", MODEL_FILE, "sentencepiece model"
 
     def __init__(
         self,
@@ -84,26 +84,6 @@ class SentencePieceTokenizer:
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._cut = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
-    @classmethod
-    def from_file(cls, path, **options) -> "SentencePieceTokenizer":
-        """Reads a `tokenizer.model` file; `options` are those of the class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no sentencepiece model.
-        """
-        return cls(tokenizer_files.read(path, "sentencepiece model"), source=str(path), **options)
-
-    def __reduce__(self):  # data workers get the tokenizer by pickle
-        return _rebuild, (self._model, self._options())
-
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
-        """The ids of a text, with the bos id in front if `add_bos` (None: `self.add_bos`)."""
-        if add_bos and self.bos_id < 0:
-            raise ValueError("add_bos=True, but the model defines no bos token")
-        ids, _ = self.encode_with_offsets(text)
-        return [self.bos_id, *ids] if (self.add_bos if add_bos is None else add_bos) else ids
-
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text, without bos, and the characters `text[start:end]` of each.
 
@@ -135,7 +115,6 @@ class SentencePieceTokenizer:
         Raises:
             ValueError: an id is not in the vocabulary.
         """
-        ids = [int(i) for i in ids]
         texts, run = [], []
         prefix = True
 
@@ -144,9 +123,7 @@ class SentencePieceTokenizer:
                 texts.append((self._prefixing if prefix else self._bare).decode(run))
                 run.clear()
 
-        for n, i in enumerate(ids):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} at position {n} is not in [0, {self.vocab_size})")
+        for n, i in enumerate(self._known(ids)):
             if i not in self._special_ids:
                 run.append(i)
                 continue
@@ -160,24 +137,6 @@ class SentencePieceTokenizer:
     def token_id(self, text: str) -> int | None:
         """The id of the token that is this text, None if the vocabulary has none."""
         return self.special_tokens.get(text, self._piece_id(text))
-
-    def with_tokens(self, texts: Iterable[str]) -> "SentencePieceTokenizer":
-        """This tokenizer with further special tokens: one in the vocabulary keeps its id, others
-        get ids from `vocab_size` on."""
-        added = dict(self._added)
-        for text in texts:
-            fresh = max([self.vocab_size, *(i + 1 for i in added.values())])
-            known = self.token_id(text)
-            added.setdefault(text, fresh if known is None else known)
-        return self.replace(special_tokens=added)
-
-    def replace(self, **options) -> "SentencePieceTokenizer":
-        """This tokenizer with other options of the class."""
-        return SentencePieceTokenizer(self._model, **(self._options() | options))
-
-    def save(self, directory) -> None:
-        """Writes `tokenizer.model` and `mgm_tokenizer.json`, which `load_tokenizer` reads."""
-        tokenizer_files.write(directory, MODEL_FILE, self._model, self.kind, self._options())
 
     def _options(self) -> dict:
         return {
@@ -267,7 +226,3 @@ def _processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcesso
         raise ValueError(
             f"{source}: not a sentencepiece model ({len(model)} bytes): {error}"
         ) from error
-
-
-def _rebuild(model: bytes, options: dict) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(model, **options)

@@ -8,7 +8,7 @@ from mgm_jax.text.sentencepiece_tokenizer import MODEL_FILE, SentencePieceTokeni
 
 Tokenizer = SentencePieceTokenizer | JsonTokenizer
 
-_KINDS = {"sentencepiece": (SentencePieceTokenizer, MODEL_FILE), "json": (JsonTokenizer, JSON_FILE)}
+_KINDS = {cls.kind: cls for cls in (SentencePieceTokenizer, JsonTokenizer)}
 # Classes of Hugging Face that put a bos in front unless `add_bos_token` says otherwise; of the
 # others the post-processor in tokenizer.json decides.
 _BOS_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
@@ -29,10 +29,10 @@ def load_tokenizer(directory) -> Tokenizer:
     if kind not in _KINDS:
         path = directory / tokenizer_files.CONFIG_FILE
         raise ValueError(f"{path}: found tokenizer kind {kind!r}, expected one of {list(_KINDS)}")
-    cls, name = _KINDS[kind]
+    cls = _KINDS[kind]
     if cls is JsonTokenizer:
         config.pop("legacy")
-    return cls.from_file(directory / name, **config)
+    return cls.from_file(directory / cls.file, **config)
 
 
 def from_hf(directory) -> Tokenizer:

@@ -13,13 +13,12 @@ import pytest
 from golden_families import FAMILIES, MERGED, Golden, complete
 from mgm_jax.configs import common
 
-from mgm_jax import api, optim, parity, train
+from mgm_jax import api, optim, parity, sharding, train
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.rules import export_params
-from mgm_jax.tree import flatten
+from mgm_jax.tree import base_name, flatten, merge, take
 
 OVERRIDES = {"gemma": {"gemma_act": "tanh"}}  # what transformers 4.39.3 made of its config.json
-DECAYED_NORMS = ("mixtral", "mistral")  # whose norms the original's optimizer does not know
 NEW = 20
 
 
@@ -180,17 +179,42 @@ def check_gradients(model, golden, stage):
     np.testing.assert_allclose(total, golden.facts[f"stage{stage}"]["total_norm"], rtol=1e-4)
 
 
-def plan_of(family, params, stage, wd):
+def plan_of(family, model, stage, wd):
+    rules = common.STAGES[stage]
+    if family == "llama_opt":  # trains the towers' ends, too
+        rules = common.open_towers(model.config.clip.layers) + rules
     c = common.train_config().optim
-    constant = {"decay": "constant"}
-    c.schedule = [(r, constant if s is not None else None) for r, s in common.STAGES[stage]]
+    c.schedule = [(r, {"decay": "constant"} if s is not None else None) for r, s in rules]
     c.lr, c.wd, c.clip = 1e-3, wd, 1.0
-    if family in DECAYED_NORMS:
-        c.wd_mults = [("llm/.*norm/scale", 1.0), *c.wd_mults]
-    return c, optim.make_plan(c, list(flatten(params)), 5)
+    c.wd_mults = common.DECAY.get(family, common.DECAY["llama"])
+    _, _, shapes, axes = train.abstract_model(model.config)
+    return c, optim.make_plan(c, flatten(shapes), 5, sharding.stacks(shapes, axes))
 
 
-@only("llama_gqa", "gemma", "mixtral", "mistral", "llama_hd")  # llama_opt trains parts of stacks
+def names_of(model, plan, chosen):
+    """The original's names of what is `chosen` (pieces' names -> bool), layer by layer."""
+    parts = [
+        {n: np.full(p.shape, n in plan.trainable and chosen(n)) for n, p in flatten(t).items()}
+        for t in plan.split(model.params)
+    ]
+    named = export_params(flatten(merge(*parts)), mgm.rules(model.config))
+    return {name for name, mask in named if mask.all()}
+
+
+@dataclasses.dataclass(frozen=True)
+class WithPictures:
+    """The model as a step sees it, going through the towers with float pictures."""
+
+    module: object
+    pictures: tuple
+    drop_path: float = 0.0
+
+    def apply(self, params, batch, **options):
+        found = self.module.apply(params, *self.pictures, method="encode_views")
+        batch = batch | {"features": jax.tree.map(lambda f: f[None], found)}
+        return self.module.apply(params, batch, **options)
+
+
 def test_adamw_trajectory(family, model, golden):
     check_trajectory(family, model, golden, stage=2, wd=0.1)
 
@@ -201,20 +225,36 @@ def test_adamw_trajectory_of_stage_1(family, model, golden):
 
 
 def check_trajectory(family, model, golden, stage, wd):
-    config, plan = plan_of(family, model.params, stage, wd)
+    config, plan = plan_of(family, model, stage, wd)
     optimizer = optim.make_optimizer(config, plan)
     trainable, frozen = plan.split(model.params)
-    decayed = {n: p for n, p in flatten(trainable).items() if plan.wd_mults[n]}
-    names = {name for name, _ in export_params(decayed, mgm.rules(model.config))}
     facts = golden.facts[f"stage{stage}"]
-    assert names == set(facts["decay_parameter_names"])
+    idle = {n for n, f in facts["params"].items() if not f["has_grad"]}  # behind CLIP's features
+    assert names_of(model, plan, lambda n: True) == set(facts["params"]) - idle
+    decayed = set(facts["decay_parameter_names"]) - idle
+    assert names_of(model, plan, lambda n: plan.wd_mults[n]) == decayed
     rows = golden.rows("train", "input_ids"), golden.rows("train", "labels")
-    args = (model.module, model.params, *rows, golden.lr, golden.hr, None)
-    batch, _ = parity._prepare(*args)
-    step = jax.jit(train.make_step(model.module, optimizer))
-    state, losses = {"params": trainable, "opt": optimizer.init(trainable)}, []
+    module = model.module
+    if family == "llama_opt":
+        pictures = parity.check_pictures(model.config, golden.lr, golden.hr)
+        batch = parity.make_batch(model.config, *rows, len(golden.lr), None)
+        module = WithPictures(module, pictures)
+    else:
+        batch, _ = parity._prepare(module, model.params, *rows, golden.lr, golden.hr, None)
+    step = jax.jit(train.make_step(module, optimizer))
+    state, losses, norms = {"params": trainable, "opt": optimizer.init(trainable)}, [], []
     for _ in range(6):
         state, metrics = step(state, frozen, batch)
         losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
     expected = facts["trajectories"][f"adamw_lr1e-3_wd{wd}_clip1"]
     np.testing.assert_allclose(losses, expected["loss_before_each_step_then_final"], rtol=2e-3)
+    np.testing.assert_allclose(norms[:5], expected["grad_norm_before_clip"], rtol=2e-3)
+    moments = sum(x.size for x in jax.tree.leaves(state["opt"]) if x.ndim)
+    assert moments == 2 * sum(x.size for x in jax.tree.leaves(trainable))  # of what trains alone
+    before = flatten(model.params)
+    for name, value in flatten(merge(state["params"], frozen)).items():
+        still = [n for n in flatten(frozen) if base_name(n) == name]
+        for piece in still:
+            rows = take({name: value}, piece), take(before, piece)
+            np.testing.assert_array_equal(*rows, err_msg=piece)

@@ -16,7 +16,7 @@ from mgm_jax.configs import common
 from mgm_jax import optim, train
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.rules import export_params
-from mgm_jax.tree import flatten
+from mgm_jax.tree import flatten, merge
 
 MERGED = {"train": "merged", "multi": "merged_multi"}  # case -> its name after merging
 
@@ -101,9 +101,7 @@ def test_gradients(golden, loaded, features, stage):
     @jax.jit
     @jax.value_and_grad
     def mean_loss(trainable):
-        total, weight = model.apply(
-            {"params": train.merge(trainable, frozen)}, batch, method="loss"
-        )
+        total, weight = model.apply({"params": merge(trainable, frozen)}, batch, method="loss")
         return total / weight
 
     loss, grads = mean_loss(trainable)

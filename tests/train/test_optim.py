@@ -1,18 +1,20 @@
 """`optim`: schedules, AdamW and the regex lists, beside the original's numbers and PyTorch."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
 from mgm_jax import optim, train
 from mgm_jax.checkpoint import load_checkpoint
-from mgm_jax.tree import flatten, match_first, unflatten
+from mgm_jax.tree import flatten, match_first, merge, unflatten
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "lr_schedule.json").read_text())
 CONSTANT = {"decay": "constant"}
@@ -115,6 +117,103 @@ def test_training_leaves_frozen_parameters_as_they_were(tiny_config, tmp_path):
     same = {n for n in before if np.array_equal(before[n], after[n])}
     # The keys' biases cancel in the softmax, so they have no gradient.
     assert same == towers | {"mining/key/bias", "mining/key/norm_bias"}
+
+
+STACKS = {"clip/layers/a/kernel": 4, "clip/layers/b/bias": 4, "stages_0/kernel": 1}
+
+
+def test_layers_of_stacks():
+    """Piece by piece: the first rule that matches a layer wins, and neighbours that agree join."""
+    names = [*STACKS, "fc1/kernel", "fc2/kernel"]
+    cfg = settings(
+        schedule=[
+            ("clip/layers[-1:]/.*", {"decay": "cosine"}),
+            ("clip/layers[2:]/.*", CONSTANT),
+            ("clip/layers[1]/a/.*", None),  # as the rest below
+            ("stages_\\d+[-1]/.*", CONSTANT),
+            ("fc[12]/.*", CONSTANT),  # an ordinary set of characters
+            (".*", None),
+        ],
+        lr_mults=[("clip/layers[:3]/a/.*", 2.0)],
+        wd_mults=[(".*kernel", 1.0)],
+        wd=0.1,
+    )
+    plan = optim.make_plan(cfg, names, 5, STACKS)
+    a, b = "clip/layers/a/kernel", "clip/layers/b/bias"
+    assert plan.report == (
+        f"{a}[0:2]: frozen",
+        f"{a}[2:3]: lr 0.02 {{'decay': 'constant'}}, wd 0.1",
+        f"{a}[3:4]: lr 0.01 {{'decay': 'cosine'}}, wd 0.1",
+        f"{b}[0:2]: frozen",
+        f"{b}[2:3]: lr 0.01 {{'decay': 'constant'}}, wd 0",
+        f"{b}[3:4]: lr 0.01 {{'decay': 'cosine'}}, wd 0",
+        *(f"{n}: lr 0.01 {{'decay': 'constant'}}, wd 0.1" for n in names[2:]),
+    )
+    params = unflatten({n: np.random.rand(STACKS.get(n, 2), 3).astype(np.float32) for n in names})
+    trainable, frozen = plan.split(params)
+    assert list(flatten(frozen)) == [f"{a}[0:2]", f"{b}[0:2]"]
+    jax.tree.map(np.testing.assert_array_equal, merge(trainable, frozen), params)
+    moments = [x.shape for x in jax.tree.leaves(optim.make_optimizer(cfg, plan).init(trainable))]
+    assert moments.count((1, 3)) == 2 * 5 and (4, 3) not in moments
+
+
+def test_a_frozen_half_of_a_stack_in_another_dtype_is_joined_exactly():
+    parts = {"w[0:2]": jnp.ones((2, 3), jnp.bfloat16)}, {"w[2:3]": jnp.full((1, 3), 0.1, "float32")}
+    (joined,) = merge(*parts).values()
+    assert joined.dtype == jnp.float32 and joined[2, 0] == np.float32(0.1) and joined[0, 0] == 1
+
+
+def sliced(pattern):
+    return dict(schedule=[(pattern, CONSTANT), (".*", None)])
+
+
+BAD_LAYERS = {
+    "clip/layers[4:]/.*": "rule 'clip/layers[4:]/.*' takes layers [4:] of clip/layers/a/kernel, "
+    "which has 4",
+    "clip/layers[2:9]/.*": "takes layers [2:9] of clip/layers/a/kernel, which has 4",
+    "clip/layers[-5:]/.*": "takes layers [-5:]",
+    "clip/layers[4]/.*": "takes layers [4] of",
+    "clip/layers[3:1]/.*": "takes layers [3:1] of",
+    "fc1[0]/.*": "takes layers [0] of fc1/kernel, which is not a stack of layers",
+    "(clip/layers[1:]/|stages_0[-1]/).*": "takes layers twice, expected one slice",
+    "clop/layers[1:]/.*": "rule 'clop/layers[1:]/.*' matches no parameter",
+    "clip/layers[::2]/.*": "rule 'clip/layers[::2]/.*' matches no parameter",
+}
+
+
+@pytest.mark.parametrize("pattern", BAD_LAYERS)
+def test_bad_layers(pattern):
+    with pytest.raises(ValueError) as caught:
+        optim.make_plan(settings(**sliced(pattern)), [*STACKS, "fc1/kernel"], 8, STACKS)
+    assert str(caught.value).startswith("schedule: ") and BAD_LAYERS[pattern] in str(caught.value)
+    with pytest.raises(ValueError, match=r"no rule covers parameter 'clip/layers/a/kernel\[0\]'"):
+        rest = dict(schedule=[("clip/layers[1:]/.*", CONSTANT), ("[^c].*", CONSTANT)])
+        optim.make_plan(settings(**rest), STACKS, 8, STACKS)
+
+
+def test_a_run_that_trains_layers_resumes_bit_identically(tiny_config, tmp_path, capsys):
+    """Its state holds the trained rows alone."""
+    rules = [("llm/layers[-1]/.*", CONSTANT), ("convnext/stages_\\d+[-1:]/.*", CONSTANT)]
+    model = tiny_config().model.to_dict()
+    model["convnext"]["depths"] = (2, 1)
+    values = dict(model=model, optim__schedule=[*rules, (".*", None)], steps=4)
+    config = tiny_config(**values)
+    whole = flatten(load_checkpoint(train.train(config, tmp_path)).params)
+    lines = capsys.readouterr().err.splitlines()
+    name = "llm/layers/attn/q_proj/kernel"
+    assert f"{name}[0:1]: frozen" in lines
+    assert f"{name}[1:2]: lr 0.001 {CONSTANT}, wd 0" in lines
+    assert f"convnext/stages_1/gamma: lr 0.001 {CONSTANT}, wd 0" in lines
+    for rest in (tmp_path / "state" / "4", tmp_path / "model"):
+        shutil.rmtree(rest)
+    resumed = flatten(load_checkpoint(train.train(config, tmp_path)).params)
+    assert "resumed at step 2" in capsys.readouterr().err
+    assert whole.keys() == resumed.keys() and whole[name].shape == (2, 32, 32)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+    saved = ocp.StandardCheckpointer().metadata(tmp_path / "state" / "4" / "state").item_metadata
+    shapes = {tuple(x.shape) for x in jax.tree.leaves(saved) if len(x.shape) == 3}
+    assert {shape[0] for shape in shapes} == {1}
 
 
 def test_first_match_wins():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mgm_jax.convert.families import clip, convnext, llama
+from mgm_jax.convert.families import clip, convnext, llama, siglip
 from mgm_jax.convert.rules import MATRIX, Rule, linear, norm
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.projector import projector_depth
@@ -28,7 +28,8 @@ def rules(cfg: MgmConfig | Mapping[str, Any]) -> list[Rule]:
         index = "" if parts["projector"] == "linear" else f".{2 * i}"  # GELUs take the odd places
         table += linear(f"model.mm_projector{index}", f"projector/fc{i + 1}")
     if "clip" in parts:
-        table += clip.rules(parts["clip"], "model.vision_tower.vision_tower.vision_model.")
+        tower = clip.rules if parts["clip"].kind == "clip" else siglip.hf_rules
+        table += tower(parts["clip"], "model.vision_tower.vision_tower.vision_model.")
     if parts.get("convnext"):
         aux = "model.vision_tower_aux."
         table += convnext.rules(parts["convnext"], f"{aux}vision_stem", f"{aux}vision_stages")

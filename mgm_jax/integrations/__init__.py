@@ -1,0 +1,1 @@
+"""What plugs into other projects. Nothing here imports them."""
