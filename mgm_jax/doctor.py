@@ -17,10 +17,11 @@ from mgm_jax.checkpoint import CheckpointError, describe
 from mgm_jax.convert import hf, plan
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.families import mgm
+from mgm_jax.convert.families.mgm import AUX, CLIP
 from mgm_jax.convert.llm_config import family, template_of
 from mgm_jax.convert.params import ParamsSource
 from mgm_jax.convert.readers import KINDS, NOT_WEIGHTS, file_extents, open_source
-from mgm_jax.convert.towers import AUX, CLIP, FOLDERS, HEADS, PREFIX, places, renamed
+from mgm_jax.convert.towers import FOLDERS, HEADS, PREFIX, places, renamed
 from mgm_jax.convert.writers import JOURNAL
 from mgm_jax.models.config import MgmConfig, read_parts
 from mgm_jax.text import get_template, load_tokenizer

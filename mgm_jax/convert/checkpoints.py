@@ -25,7 +25,7 @@ from mgm_jax.convert.plan import as_dtype
 from mgm_jax.convert.rules import Rule
 from mgm_jax.convert.stream import export_stream, import_stream
 from mgm_jax.convert.torch_file import TorchWriter
-from mgm_jax.convert.towers import clip_heads, with_towers
+from mgm_jax.convert.towers import clip_facts, with_towers
 from mgm_jax.convert.writers import HfWriter, write_text
 from mgm_jax.models.config import MgmConfig, read_parts, to_dict
 from mgm_jax.text import get_template
@@ -107,7 +107,7 @@ def from_hf(
     config = hf.read_config(home) if (home / "config.json").exists() else {}
     source, used, whole = with_towers(src, config, towers or {})
     own_folder = None if "mm_projector_type" in config else home  # its config.json is CLIP's own
-    heads = clip_heads(used.get("clip", own_folder))
+    heads = clip_facts(used.get("clip", own_folder)).get("num_attention_heads")
     read = hf.mgm_config if whole else hf.parts_config
     cfg = read(home, config, source, clip_heads=heads)
     llm = cfg.llm if whole else cfg.get("llm")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mgm_jax.convert.families import mgm
+from mgm_jax.convert.families.mgm import AUX, CLIP
 from mgm_jax.convert.llm_config import decoder_config
 from mgm_jax.convert.overrides import split_overrides, with_overrides
 from mgm_jax.convert.rules import import_params, their_names
-from mgm_jax.convert.towers import AUX, CLIP, HEADS, places, with_towers
+from mgm_jax.convert.towers import HEADS, clip_facts, places, with_towers
 from mgm_jax.models.config import ClipConfig, ConvNextConfig, ImageSpec, MgmConfig
 from mgm_jax.text import Tokenizer, tokenizer_from_hf
 
@@ -60,16 +61,14 @@ def find_tower(directory: Path, name: str | None) -> Path | None:
 
 def _clip_heads(directory: Path, config: dict, width: int) -> int:
     """Heads from the tower folder's config.json; without one, 64 channels each (OpenAI's CLIPs)."""
-    folder, heads = find_tower(directory, config.get("mm_vision_tower")), None
-    if folder is not None and (folder / "config.json").exists():
-        tower = read_config(folder)
-        tower = tower.get("vision_config", tower)
-        if tower.get("hidden_size", width) != width:
-            raise ValueError(
-                f"{folder / 'config.json'}: hidden_size is {tower['hidden_size']}, expected "
-                f"{width}, the width of the CLIP tower in {directory}"
-            )
-        heads = tower.get("num_attention_heads")
+    folder = find_tower(directory, config.get("mm_vision_tower"))
+    tower = clip_facts(folder)
+    if tower.get("hidden_size", width) != width:
+        raise ValueError(
+            f"{folder / 'config.json'}: hidden_size is {tower['hidden_size']}, expected "
+            f"{width}, the width of the CLIP tower in {directory}"
+        )
+    heads = tower.get("num_attention_heads")
     if not heads and width % 64:
         raise ValueError(
             f"{directory}: CLIP is {width} wide, which tells no number of heads (64 channels "
@@ -85,16 +84,24 @@ def _count(tensors: dict, pattern: str) -> int:
     return n
 
 
-def _clip(tensors: dict, config: dict, heads: int) -> ClipConfig:
+def _shapes(tensors: dict) -> tuple[dict[str, int], int]:
+    """Sizes of a vision tower that its tensors' shapes tell, and the number of its positions."""
     width, _, patch, _ = tensors[f"{CLIP}embeddings.patch_embedding.weight"].shape
-    positions = len(tensors[f"{CLIP}embeddings.position_embedding.weight"])
+    sizes = {
+        "patch_size": patch,
+        "width": width,
+        "layers": _count(tensors, CLIP + "encoder.layers.{}.layer_norm1.weight"),
+        "mlp_dim": len(tensors[f"{CLIP}encoder.layers.0.mlp.fc1.weight"]),
+    }
+    return sizes, len(tensors[f"{CLIP}embeddings.position_embedding.weight"])
+
+
+def _clip(tensors: dict, config: dict, heads: int) -> ClipConfig:
+    sizes, positions = _shapes(tensors)
     return ClipConfig(
-        image_size=int((positions - 1) ** 0.5) * patch,
-        patch_size=patch,
-        width=width,
-        layers=_count(tensors, CLIP + "encoder.layers.{}.layer_norm1.weight"),
+        **sizes,
+        image_size=int((positions - 1) ** 0.5) * sizes["patch_size"],
         heads=heads,
-        mlp_dim=len(tensors[f"{CLIP}encoder.layers.0.mlp.fc1.weight"]),
         norm_eps=1e-5,
         act="quick_gelu",
         select_layer=config["mm_vision_select_layer"],
@@ -116,8 +123,8 @@ def _siglip(tensors: dict, config: dict, where: str) -> ClipConfig:
     if not config:
         raise ValueError(f"{where}: a SigLIP tower needs its config.json, for its number of heads")
     given = SIGLIP | config.get("vision_config", config)
-    width, _, patch, _ = tensors[f"{CLIP}embeddings.patch_embedding.weight"].shape
-    grid = math.isqrt(len(tensors[f"{CLIP}embeddings.position_embedding.weight"]))
+    sizes, positions = _shapes(tensors)
+    patch, grid = sizes["patch_size"], math.isqrt(positions)
     size = given.get("image_size", grid * patch)
     if size // patch != grid:
         raise ValueError(
@@ -130,12 +137,9 @@ def _siglip(tensors: dict, config: dict, where: str) -> ClipConfig:
             f"{sorted(SIGLIP_ACTS)}"
         )
     return ClipConfig(
+        **sizes,
         image_size=size,
-        patch_size=patch,
-        width=width,
-        layers=_count(tensors, CLIP + "encoder.layers.{}.layer_norm1.weight"),
         heads=given["num_attention_heads"],
-        mlp_dim=len(tensors[f"{CLIP}encoder.layers.0.mlp.fc1.weight"]),
         norm_eps=given["layer_norm_eps"],
         act=SIGLIP_ACTS[given["hidden_act"]],
         select_layer=given["mm_vision_select_layer"],

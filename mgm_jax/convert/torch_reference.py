@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mgm_jax.convert.towers import AUX, CLIP
+from mgm_jax.convert.families.mgm import AUX, CLIP
 from mgm_jax.models.config import DecoderConfig, MgmConfig
 
 TIMM_NAMES = (  # what MGM stores -> transformers'

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mgm_jax.convert.extents import TensorSource
+from mgm_jax.convert.families.mgm import AUX, CLIP
 from mgm_jax.convert.readers import open_source
 
-CLIP = "model.vision_tower.vision_tower.vision_model."
-AUX = "model.vision_tower_aux."
 # tower -> (regex of a name in the tower's own files, name in a whole model)
 NAMES = {
     "clip": ((r"(?:.*\.)?vision_model\.(?!embeddings\.position_ids|head\.)(.+)", rf"{CLIP}\1"),),
@@ -92,29 +91,29 @@ def with_towers(
     for tower, head in HEADS.items():
         folder = config.get(FOLDERS.get(tower)) if tower in FOLDERS and whole else None
         tried = places(directory, folder)
-        path = next((p for p in tried if p.exists()), None)
+        found = next((p for p in tried if p.exists()), None)
         if tower in towers:
-            path = Path(towers[tower])
-            tensors |= renamed(open_source(path), tower)
+            found = Path(towers[tower])
+            tensors |= renamed(open_source(found), tower)
         elif folder and not any(name.startswith(head) for name in tensors):
-            if path is None:
+            if found is None:
                 raise FileNotFoundError(
                     f"{directory}: no {tower} weights inside, and not at "
                     f"{', '.join(map(str, tried))}; give --tower {tower}=PATH"
                 )
-            tensors |= renamed(open_source(path), tower)
-        if path is not None:
-            used[tower] = path
+            tensors |= renamed(open_source(found), tower)
+        if found is not None:
+            used[tower] = found
     return TensorSource(tensors, path), used, whole
 
 
-def clip_heads(path: Path | None) -> int | None:
-    """Attention heads by the config.json of a CLIP folder; None if there is none to ask."""
+def clip_facts(path: Path | None) -> dict:
+    """What the config.json of a CLIP folder says of the tower; {} if there is none to ask."""
     file = path / "config.json" if path is not None else None
     if file is None or not file.is_file():
-        return None
+        return {}
     try:
         config = json.loads(file.read_text())
     except ValueError as e:
         raise ValueError(f"{file}: not JSON ({e})") from e
-    return config.get("vision_config", config).get("num_attention_heads")
+    return config.get("vision_config", config)

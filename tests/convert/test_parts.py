@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from mgm_jax import api, cli, sharding
 from mgm_jax.checkpoint import CheckpointError, load_checkpoint, whole_model
 from mgm_jax.convert.readers import open_source
+from mgm_jax.convert.towers import with_towers
 from mgm_jax.settings import TrainingError, read_model_config
 from mgm_jax.train import abstract_model, init_params
 from mgm_jax.tree import flatten
@@ -192,6 +193,16 @@ def test_lora_leftovers(tmp_path, whole):
     shutil.copy(GOLDEN / "gemma" / "config.json", tmp_path / "lora")
     convert("from-hf", file, tmp_path / "ours")
     assert_part_of(tmp_path / "ours", whole, "projector", "mining")
+
+
+def test_errors_name_the_checkpoint(tmp_path, whole):
+    """Also where no folder beside it served a tower."""
+    src = tmp_path / "foo"
+    config = json.loads((src / "config.json").read_text())
+    source, used, is_whole = with_towers(src, config, {})
+    assert is_whole and "llm" not in used
+    with pytest.raises(ValueError, match=f"{src}: tensor 'nothing' is missing"):
+        source["nothing"]
 
 
 def test_nothing_of_a_model(tmp_path):

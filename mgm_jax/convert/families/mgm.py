@@ -11,6 +11,8 @@ from mgm_jax.convert.rules import MATRIX, Rule, linear, norm
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.projector import projector_depth
 
+CLIP = "model.vision_tower.vision_tower.vision_model."
+AUX = "model.vision_tower_aux."
 BUFFERS = r".*\.(rotary_emb\.inv_freq|embeddings\.position_ids)"  # computed, not learned
 
 
@@ -29,10 +31,9 @@ def rules(cfg: MgmConfig | Mapping[str, Any]) -> list[Rule]:
         table += linear(f"model.mm_projector{index}", f"projector/fc{i + 1}")
     if "clip" in parts:
         tower = clip.rules if parts["clip"].kind == "clip" else siglip.hf_rules
-        table += tower(parts["clip"], "model.vision_tower.vision_tower.vision_model.")
+        table += tower(parts["clip"], CLIP)
     if parts.get("convnext"):
-        aux = "model.vision_tower_aux."
-        table += convnext.rules(parts["convnext"], f"{aux}vision_stem", f"{aux}vision_stages")
+        table += convnext.rules(parts["convnext"], f"{AUX}vision_stem", f"{AUX}vision_stages")
     if "mining_eps" in parts and parts.get("convnext", True):
         table += _mining()
     return table
