@@ -18,8 +18,8 @@ from mgm_jax.convert.big_vision_source import (
     split_subtree,
     tower_config,
 )
-from mgm_jax.convert.checkpoints import Hashes
 from mgm_jax.convert.families.siglip import big_vision_rules
+from mgm_jax.convert.hashes import Hashes
 from mgm_jax.convert.npz import NpzWriter
 from mgm_jax.convert.params import ParamsSource
 from mgm_jax.convert.rules import import_params

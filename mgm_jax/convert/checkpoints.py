@@ -7,9 +7,7 @@ back starts from (MGM_SPEC 3.1, 3.6).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +17,9 @@ from mgm_jax.checkpoint import Checkpoint, CheckpointError, describe, write_desc
 from mgm_jax.convert import hf
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.families import mgm
-from mgm_jax.convert.llm_config import family, template_of
+from mgm_jax.convert.hashes import Hashes
+from mgm_jax.convert.hf_config import hf_config
+from mgm_jax.convert.llm_config import template_of
 from mgm_jax.convert.params import ParamsSource
 from mgm_jax.convert.plan import as_dtype
 from mgm_jax.convert.rules import Rule
@@ -61,25 +61,6 @@ def write_tokenizer(directory: Path, dst: Path) -> None:
     known = {"add_bos_token": options["add_bos"], "legacy": options["legacy"]}
     (dst / file).write_bytes((directory / file).read_bytes())
     write_text(dst / "tokenizer_config.json", json.dumps(known | {"tokenizer_class": kind}) + "\n")
-
-
-class Hashes(threading.Thread):
-    """sha256 of files, computed while they are converted."""
-
-    def __init__(self, files):
-        super().__init__(daemon=True)
-        self.sums = {str(f): "" for f in files}
-
-    def run(self):
-        for file in self.sums:
-            with open(file, "rb", buffering=0) as stream:
-                self.sums[file] = hashlib.file_digest(stream, "sha256").hexdigest()
-
-    def result(self) -> dict[str, str]:
-        self.join()
-        if not all(self.sums.values()):
-            raise ValueError(f"{next(f for f, s in self.sums.items() if not s)}: cannot be read")
-        return {"/".join(Path(f).parts[-2:]): s for f, s in self.sums.items()}
 
 
 def from_hf(
@@ -223,68 +204,3 @@ def to_hf(
         progress=progress,
         close=close,
     )
-
-
-CLASSES = {  # of the original, by family (MGM_SPEC 1.1): architectures and model_type
-    "llama": ("MGMLlamaForCausalLM", "mgm"),
-    "gemma": ("MGMGemmaForCausalLM", "mgm_gemma"),
-    "mistral": ("MGMMistralForCausalLM", "mgm_mistral"),
-    "mixtral": ("MGMMixtralForCausalLM", "mgm_mixtral"),
-}
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-
-
-def hf_config(cfg: MgmConfig, base: Mapping | None = None) -> dict:
-    """A config.json for a model that never had one (MGM_SPEC 3.6).
-
-    `base`: the language model's own, if there is one. ValueError if the family cannot say the head
-    size.
-    """
-    llm, base = cfg.llm, base or {}
-    name = "gemma" if llm.zero_centred_norm else "mixtral" if llm.experts else "llama"
-    if base and name == "llama":
-        name = family(base, "provenance")
-    if name != "gemma" and llm.dim != llm.heads * llm.head_dim:
-        raise ValueError(
-            f"llm.head_dim is {llm.head_dim}, expected {llm.dim // llm.heads} (dim / heads): the "
-            f"original's {name} config cannot say it"
-        )
-    architecture, kind = CLASSES[name]
-    values = {
-        "architectures": [architecture],
-        "model_type": kind,
-        "hidden_act": ACTIVATIONS[llm.act],
-        "hidden_size": llm.dim,
-        "intermediate_size": llm.mlp_dim,
-        "num_attention_heads": llm.heads,
-        "num_hidden_layers": llm.layers,
-        "num_key_value_heads": llm.kv_heads,
-        "rms_norm_eps": llm.norm_eps,
-        "rope_theta": llm.rope_theta,
-        "tie_word_embeddings": llm.tied_embeddings,
-        "vocab_size": llm.vocab_size,
-        "image_aspect_ratio": cfg.image.aspect,
-        "image_global": cfg.image.use_global,
-        "image_grid": cfg.image.grid,
-        "image_size_aux": cfg.image.hr_size,
-        "mm_hidden_size": cfg.clip.width,
-        "mm_hidden_size_aux": sum(cfg.convnext.widths) if cfg.convnext else None,
-        "mm_projector_type": cfg.projector,
-        "mm_use_im_patch_token": False,
-        "mm_use_im_start_end": False,
-        "mm_vision_select_feature": "patch",
-        "mm_vision_select_layer": cfg.clip.select_layer,
-        "mm_vision_tower": None,
-        "mm_vision_tower_aux": None,
-        "tokenizer_padding_side": "right",
-        "use_mm_proj": True,
-    }
-    if name == "gemma":
-        values["head_dim"] = llm.head_dim
-        values["hidden_activation"] = ACTIVATIONS[llm.act] if llm.act == "gelu_tanh" else None
-    if llm.experts:
-        values["num_local_experts"] = llm.experts.count
-        values["num_experts_per_tok"] = llm.experts.per_token
-        values["router_aux_loss_coef"] = llm.experts.router_loss
-        values["output_router_logits"] = llm.experts.router_loss > 0
-    return {**base, **values}

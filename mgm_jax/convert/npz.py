@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mgm_jax.convert.writers import Spec, as_bytes, whole_file, write_all
+from mgm_jax.convert.writers import Spec, as_bytes, check_given, whole_file, write_all
 
 LAYER = re.compile(r"(.*encoderblock)_(\d+)(/.*)")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -61,11 +61,7 @@ class NpzWriter:
                     np.lib.format.write_array_header_1_0(member, self._header(name, specs))
                     for spec in specs:
                         got, array = next(tensors)
-                        if (got, array.shape, array.dtype) != (spec, spec.shape, spec.dtype):
-                            raise ValueError(
-                                f"{self.file}: got {got.name!r} {array.shape} {array.dtype}, "
-                                f"expected {spec}"
-                            )
+                        check_given(self.file, spec, got, array)
                         write_all(member, as_bytes(array))
 
     def _header(self, name: str, specs: Sequence[Spec]) -> dict:

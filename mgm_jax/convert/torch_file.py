@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mgm_jax.convert.pickles import STORAGES
-from mgm_jax.convert.writers import Spec, as_bytes, whole_file, write_all
+from mgm_jax.convert.writers import Spec, as_bytes, check_given, whole_file, write_all
 
 ROOT = "archive"  # torch asks only that all members lie in one folder
 NAMES = {np.dtype(kind): name for name, kind in STORAGES.items()}
@@ -92,8 +92,7 @@ class TorchWriter:
             archive.writestr(_member("data.pkl"), self.pickle)
             archive.writestr(_member("byteorder"), b"little")
             for i, (spec, array) in enumerate(tensors):
-                if (spec, array.shape, array.dtype) != (self.specs[i], spec.shape, spec.dtype):
-                    raise ValueError(f"{self.file}: got {spec.name!r} {array.shape} {array.dtype}")
+                check_given(self.file, self.specs[i], spec, array)
                 with archive.open(_member(f"data/{i}"), "w", force_zip64=True) as member:
                     write_all(member, as_bytes(array))
                 del array  # its memory is for the next one

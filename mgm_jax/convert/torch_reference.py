@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mgm_jax.convert.families.mgm import AUX, CLIP
+from mgm_jax.convert.llm_config import HF_ACTIVATIONS
 from mgm_jax.models.config import DecoderConfig, MgmConfig
 
 TIMM_NAMES = (  # what MGM stores -> transformers'
@@ -24,7 +25,6 @@ TIMM_NAMES = (  # what MGM stores -> transformers'
     (".mlp.fc", ".pwconv"),
     (".gamma", ".layer_scale_parameter"),
 )
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def _need_torch():
@@ -97,7 +97,7 @@ def _decoder(cfg: DecoderConfig, tensors):
         num_attention_heads=cfg.heads,
         num_key_value_heads=cfg.kv_heads,
         head_dim=cfg.head_dim,
-        hidden_act=ACTIVATIONS[cfg.act],
+        hidden_act=HF_ACTIVATIONS[cfg.act],
         rms_norm_eps=cfg.norm_eps,
         tie_word_embeddings=cfg.tied_embeddings,
         attn_implementation="eager",
@@ -106,7 +106,7 @@ def _decoder(cfg: DecoderConfig, tensors):
     )
     if cfg.zero_centred_norm:
         config = transformers.GemmaConfig(**(values | {"hidden_act": "gelu_pytorch_tanh"}))
-        config.hidden_act = ACTIVATIONS[cfg.act]  # the constructor would turn "gelu" into tanh
+        config.hidden_act = HF_ACTIVATIONS[cfg.act]  # the constructor would turn "gelu" into tanh
         model = transformers.GemmaForCausalLM(config)
     elif cfg.experts:
         counts = {

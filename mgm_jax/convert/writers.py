@@ -51,6 +51,14 @@ class Spec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def check_given(file: object, expected: Spec, given: Spec, array: np.ndarray) -> None:
+    """ValueError unless a writer of `file` is given the tensor that comes next."""
+    if (given, array.shape, array.dtype) != (expected, expected.shape, expected.dtype):
+        raise ValueError(
+            f"{file}: got {given.name!r} {array.shape} {array.dtype}, expected {expected}"
+        )
+
+
 def as_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in row-major order, without a copy where it already is."""
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -203,10 +211,7 @@ class HfWriter:
                 steadily.write(header(specs))
                 for spec in specs:
                     got, array = next(tensors)
-                    if (got, array.shape, array.dtype) != (spec, spec.shape, spec.dtype):
-                        raise ValueError(
-                            f"{file}: got {got.name!r} {array.shape} {array.dtype}, expected {spec}"
-                        )
+                    check_given(file, spec, got, array)
                     steadily.write(as_bytes(array))
                     del array  # its memory is for the next one
         write_text(self.directory / "model.safetensors.index.json", self.index)

@@ -10,8 +10,8 @@ from golden_families import FAMILIES, GOLDEN, complete, tensors_of
 from safetensors.numpy import load_file
 
 from mgm_jax import api, cli
-from mgm_jax.convert.checkpoints import hf_config
 from mgm_jax.convert.hf import Required, mgm_config
+from mgm_jax.convert.hf_config import hf_config
 
 TEMPLATES = {"gemma": "gemma", "mixtral": "mistral_instruct", "mistral": "mistral_instruct"}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mgm_jax.convert.checkpoints import hf_config
 from mgm_jax.convert.extents import Extent, TensorSource
 from mgm_jax.convert.families import mgm
+from mgm_jax.convert.hf_config import hf_config
 from mgm_jax.convert.plan import export_specs
 from mgm_jax.convert.writers import Spec, header, plan_shards
 from mgm_jax.models.config import MgmConfig
@@ -32,20 +32,6 @@ def specs_of(cfg: MgmConfig) -> list[Spec]:
     shapes = flatten(abstract_model(cfg)[2])
     extents = {n: Extent(Path(), 0, tuple(a.shape), DTYPE) for n, a in shapes.items()}
     return export_specs(TensorSource(extents, "the model"), mgm.rules(cfg), None)[0]
-
-
-def config_of(cfg: MgmConfig) -> dict:
-    """Its config.json."""
-    config = hf_config(dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, experts=None)))
-    if experts := cfg.llm.experts:
-        config |= {
-            "architectures": ["MGMMixtralForCausalLM"],
-            "model_type": "mgm_mixtral",
-            "num_experts_per_tok": experts.per_token,
-            "num_local_experts": experts.count,
-            "router_aux_loss_coef": 0.02,
-        }
-    return config
 
 
 def narrow(cfg: MgmConfig, layers: int) -> MgmConfig:
@@ -72,7 +58,7 @@ def write_checkpoint(
     `sparse`: the files have their full sizes, but no data on disk (they read as zeros).
     """
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config_of(cfg), indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(hf_config(cfg), indent=2) + "\n")
     shards = plan_shards(specs_of(cfg), shard_size)
     # Random bits but for the upper one of the exponent: a finite number of either sign, in
     # float16 and in bfloat16.
