@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from mgm_jax.convert.families import mgm
@@ -275,8 +274,3 @@ class TrainingState:
 
     def close(self) -> None:
         self._manager.close()
-
-
-def to_numpy(params):
-    """A parameter tree as numpy arrays on the host."""
-    return jax.tree.map(np.asarray, params)

@@ -65,9 +65,7 @@ def prompts(model) -> dict[str, tuple[list[int], int]]:
     from mgm_jax.text import encode_record
 
     found, vocabulary = {}, model.config.llm.vocab_size
-    for i, (case, count) in enumerate(
-        {"one_picture": 1, "text_only": 0, "two_pictures": 2}.items()
-    ):
+    for i, (case, count) in enumerate(CASES.items()):
         ids = [(7 * n + 11 * i) % (vocabulary - 3) + 3 for n in range(40)]
         for k in range(count):
             ids.insert(3 + 5 * k, -200)

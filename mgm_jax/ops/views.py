@@ -13,15 +13,17 @@ from mgm_jax.ops.resize import resize_bilinear, split_crops
 
 def normalise(pixels, spec):
     """pixels [..., 3] uint8 -> (pixels / 255 - mean) / std, float32."""
-    mean, std = (jnp.asarray(v, jnp.float32) for v in (spec.mean, spec.std))
-    return (pixels.astype(jnp.float32) / 255 - mean) / std
+    return _standardise(pixels, spec.mean, spec.std)
 
 
 def normalise_hr(pixels, spec):
     """The same for the HR view, which may have a mean and std of its own."""
-    if spec.hr_mean is None:
-        return normalise(pixels, spec)
-    mean, std = (jnp.asarray(v, jnp.float32) for v in (spec.hr_mean, spec.hr_std))
+    own = spec.hr_mean is not None
+    return _standardise(pixels, spec.hr_mean, spec.hr_std) if own else normalise(pixels, spec)
+
+
+def _standardise(pixels, mean, std):
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (mean, std))
     return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 

@@ -1,6 +1,6 @@
 """What both kinds of tokenizer do in the same way: bos, more tokens, copies, files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from mgm_jax.text import tokenizer_files
@@ -38,12 +38,17 @@ class BaseTokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """This tokenizer with further special tokens: one in the vocabulary keeps its id, others
         get ids from `vocab_size` on."""
-        added = dict(self._added)
+        return self.replace(special_tokens=self.added_ids(texts, self._added))
+
+    def added_ids(self, texts: Iterable[str], added: Mapping[str, int]) -> dict[str, int]:
+        """`added` (text to id) and further texts: one of the vocabulary keeps its id, others come
+        after all that are known."""
+        added = dict(added)
         for text in texts:
             fresh = max([self.vocab_size, *(i + 1 for i in added.values())])
             known = self.token_id(text)
             added.setdefault(text, fresh if known is None else known)
-        return self.replace(special_tokens=added)
+        return added
 
     def replace(self, **options) -> Self:
         """This tokenizer with other options of the class."""

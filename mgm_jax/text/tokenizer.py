@@ -65,12 +65,8 @@ def from_hf(directory) -> Tokenizer:
     ]
     cls = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     base = _vocabulary(directory, cls, config)
-    added = _added_tokens(directory, config)
-    for text in [*names.values(), *further]:  # what is only named keeps its id or comes last
-        if text not in added and text not in base.special_tokens:
-            fresh = max([base.vocab_size, *(i + 1 for i in added.values())])
-            known = base.token_id(text)
-            added[text] = fresh if known is None else known
+    named = (text for text in [*names.values(), *further] if text not in base.special_tokens)
+    added = base.added_ids(named, _added_tokens(directory, config))
 
     def find(key: str) -> int | None:
         text = names.get(key)

@@ -109,7 +109,7 @@ def test_which_file_is_taken(folder):
 
 
 def test_real_folders(named):
-    from conftest import asset
+    from tests.text.conftest import asset
 
     t = tokenizer_from_hf(asset("gemma/tokenizer.json").parent)
     assert (t.bos_id, t.eos_id, t.pad_id, t.unk_id, t.add_bos) == (2, 1, 0, 3, True)
