@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from mgm_jax.data.records import Picture
 from mgm_jax.text import IGNORE, IMAGE_ID
 
 
@@ -20,7 +21,7 @@ class Example:
     targets: np.ndarray
     loss_weights: np.ndarray
     visual: np.ndarray
-    images: tuple[str, ...]
+    images: tuple[Picture, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -60,39 +61,43 @@ def cut(example: Example, length: int | None) -> Example:
     return found
 
 
-def batch_rows(examples, *, length: int, groups: int, slots: int, visual_tokens: int):
-    """One example a row -> (arrays of the batch contract without pictures, picture of each slot).
+def batch_rows(rows, *, length: int, groups: int, slots: int, visual_tokens: int):
+    """Rows, each a list of Examples -> (arrays of the batch contract without pictures, [G][M]).
 
-    The second value is a list [G][M] of paths or None. ValueError if an example is longer than
-    `length`, if the rows do not divide into `groups`, or if a group needs more than `slots`.
+    The examples of a row follow each other: segments 1, 2, ..., positions from 0 in each. The
+    second value is the picture of each slot, or None; a group's slots are taken in order.
+    ValueError if a row is longer than `length`, if the rows do not divide into `groups`, or if a
+    group needs more than `slots`.
     """
-    rows = len(examples)
-    if rows % groups:
-        raise ValueError(f"{rows} rows do not divide into {groups} groups")
+    count = len(rows)
+    if count % groups:
+        raise ValueError(f"{count} rows do not divide into {groups} groups")
     batch = {
-        "tokens": np.zeros((rows, length), np.int32),
-        "targets": np.zeros((rows, length), np.int32),
-        "loss_weights": np.zeros((rows, length), np.float32),
-        "positions": np.zeros((rows, length), np.int32),
-        "segments": np.zeros((rows, length), np.int32),
-        "visual_index": np.full((rows, length), -1, np.int32),
+        "tokens": np.zeros((count, length), np.int32),
+        "targets": np.zeros((count, length), np.int32),
+        "loss_weights": np.zeros((count, length), np.float32),
+        "positions": np.zeros((count, length), np.int32),
+        "segments": np.zeros((count, length), np.int32),
+        "visual_index": np.full((count, length), -1, np.int32),
     }
     pictures = [[None] * slots for _ in range(groups)]
     taken = [0] * groups
-    for row, example in enumerate(examples):
-        n, group = len(example), row // (rows // groups)
-        if n > length:
-            raise ValueError(f"an example has {n} tokens, more than data.length {length}")
-        first = taken[group]
-        taken[group] += len(example.images)
-        if taken[group] > slots:
-            raise ValueError(f"group {group} needs {taken[group]} picture slots, has {slots}")
-        pictures[group][first : taken[group]] = example.images
-        batch["tokens"][row, :n] = example.tokens
-        batch["targets"][row, :n] = example.targets
-        batch["loss_weights"][row, :n] = example.loss_weights
-        batch["positions"][row, :n] = np.arange(n)
-        batch["segments"][row, :n] = 1
-        shifted = example.visual + first * visual_tokens
-        batch["visual_index"][row, :n] = np.where(example.visual >= 0, shifted, -1)
+    for row, examples in enumerate(rows):
+        group, at = row // (count // groups), 0
+        for number, example in enumerate(examples, 1):
+            here = slice(at, at := at + len(example))
+            if at > length:
+                raise ValueError(f"a row has {at} tokens, more than data.length {length}")
+            first = taken[group]
+            taken[group] += len(example.images)
+            if taken[group] > slots:
+                raise ValueError(f"group {group} needs {taken[group]} picture slots, has {slots}")
+            pictures[group][first : taken[group]] = example.images
+            batch["tokens"][row, here] = example.tokens
+            batch["targets"][row, here] = example.targets
+            batch["loss_weights"][row, here] = example.loss_weights
+            batch["positions"][row, here] = np.arange(len(example))
+            batch["segments"][row, here] = number
+            shifted = example.visual + first * visual_tokens
+            batch["visual_index"][row, here] = np.where(example.visual >= 0, shifted, -1)
     return batch, pictures

@@ -8,7 +8,9 @@ import pytest
 
 from mgm_jax.data.examples import batch_rows, expand
 from mgm_jax.data.images import ImageError
-from mgm_jax.data.pipeline import Encoder, Pictures, batches, make_dataset
+from mgm_jax.data.lengths import read_lengths
+from mgm_jax.data.pipeline import Batches, Encoder, Pictures, iterate
+from mgm_jax.data.schedule import Schedule
 from mgm_jax.data.sources import LlavaJson
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.text import IGNORE, IMAGE_ID, load_tokenizer
@@ -49,8 +51,10 @@ def build(mixed, cfg, tiny_demo, tiny_tokenizer):
     def make(file=mixed, *, length=LENGTH, batch=4, groups=1, seed=0):
         source = LlavaJson(file, tiny_demo / "data")
         encoder = Encoder("v1", load_tokenizer(tiny_tokenizer), cfg.visual_tokens, length)
-        options = dict(batch=batch, groups=groups, seed=seed)
-        return make_dataset(source, encoder, Pictures(cfg.image), **options)
+        lengths = (read_lengths(source, encoder),)
+        layout = dict(length=length, rows=batch // groups, groups=groups, batching="pad")
+        schedule = Schedule(lengths, (1.0,), cfg.visual_tokens, seed=seed, **layout)
+        return Batches(schedule, (source,), encoder, Pictures(cfg.image), tuple(range(groups)))
 
     return make
 
@@ -68,7 +72,7 @@ def test_a_batch_depends_on_seed_and_step_alone(build):
         assert_equal(build()[step], expected[step])
     for threads in (0, 4):
         for start in (0, 4):
-            found = batches(build(), start, threads=threads)
+            found = iterate(build(), start, threads=threads)
             for step in range(start, 7):
                 assert_equal(next(found), expected[step])
     assert not np.array_equal(build(seed=1)[0]["tokens"], expected[0]["tokens"])
@@ -120,7 +124,7 @@ def test_the_contract(build, cfg):
 def test_groups_change_no_embedding(build, cfg):
     import flax.linen as nn
 
-    from mgm_jax.train import abstract_model
+    from mgm_jax.program import abstract_model
 
     module, example, _, _ = abstract_model(cfg)
     params = nn.unbox(jax.jit(module.init)(jax.random.key(0), example))
@@ -147,7 +151,8 @@ def test_expand_places_visual_tokens():
 def test_rows_share_the_slots_of_their_group():
     one = expand([1, IMAGE_ID, 5], [IGNORE, IGNORE, 5], 2, ["a"])
     two = expand([IMAGE_ID, 3, IMAGE_ID, 5], [IGNORE, IGNORE, IGNORE, 5], 2, ["b", "c"])
-    batch, pictures = batch_rows([one, two, two, one], length=6, groups=2, slots=3, visual_tokens=2)
+    rows = [[one], [two], [two], [one]]
+    batch, pictures = batch_rows(rows, length=6, groups=2, slots=3, visual_tokens=2)
     assert pictures == [["a", "b", "c"], ["b", "c", "a"]]
     np.testing.assert_array_equal(
         batch["visual_index"],
@@ -164,11 +169,10 @@ def test_rows_share_the_slots_of_their_group():
         (dict(length=6, groups=2, slots=2), "group 0 needs 3 picture slots, has 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            batch_rows([one, two, two, one], visual_tokens=2, **options)
+            batch_rows(rows, visual_tokens=2, **options)
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_record_that_is_too_long_is_named(build, tmp_path, threads):
+def test_a_record_that_is_too_long_is_named(build, tmp_path):
     file = tmp_path / "long.json"
     file.write_text(
         json.dumps(
@@ -177,22 +181,23 @@ def test_a_record_that_is_too_long_is_named(build, tmp_path, threads):
         )
     )
     with pytest.raises(ValueError, match=r"long.json record 3 \(id longest\): \d+ tokens.*64"):
-        next(batches(build(file), 0, threads=threads))
+        build(file)
 
 
 def test_pictures_count_as_their_visual_tokens(build, mixed):
     with pytest.raises(ValueError, match=r"record \d+ \(id r\d+\): \d+ tokens.* 40"):
-        for step in range(3):
-            build(length=40)[step]
+        build(length=40)
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_picture_that_cannot_be_read_is_named(build, tiny_demo, tmp_path, threads):
+@pytest.mark.parametrize("ahead", [{}, {"threads": 2}, {"workers": 1}], ids=repr)
+def test_a_picture_that_cannot_be_read_is_named(build, tiny_demo, tmp_path, ahead):
     image = tiny_demo / "data" / "images" / "cut.jpg"
     whole = next((tiny_demo / "data" / "images" / "train").iterdir()).read_bytes()
     image.write_bytes(whole[: len(whole) // 2])
     file = tmp_path / "cut.json"
     record = {"id": "cut", "image": "images/cut.jpg", "conversations": talk("<image>\na?", "3")}
     file.write_text(json.dumps([record]))
-    with pytest.raises(ImageError, match="cut.jpg: corrupt or truncated"):
-        next(batches(build(file), 0, threads=threads))
+    with pytest.raises(
+        ImageError, match=r"cut.json record 0 \(id cut\): picture .*cut.jpg: corrupt or truncated"
+    ):
+        next(iterate(build(file), 0, **ahead))

@@ -1,153 +1,112 @@
-"""`data.sources`: reading, checking and path rules of LLaVA JSON files."""
+"""`data.sources`: what a path holds is found out from its contents; buckets work like disks."""
 
+import importlib.util
 import json
-import pickle
 
-import numpy as np
 import pytest
 
-from mgm_jax.data.sources import LlavaJson, rewrite
-
-TALK = [{"from": "human", "value": "<image>\nWho? é 😀"}, {"from": "gpt", "value": "A ] , [ cat."}]
-RECORDS = [
-    {"id": "a", "image": "coco/1.jpg", "conversations": TALK},
-    {"conversations": TALK[1:] * 3},
-    {"id": 7, "image": ["x/1.png", "x/../2.png"], "conversations": TALK},
-    {"id": "null", "image": None, "conversations": TALK},
-]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content):
-        path = tmp_path / "train.json"
-        content = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-        path.write_text(content, encoding="utf-8")
-        return path
-
-    return write
-
-
-def sparse(content):
-    return json.dumps(content, indent=2, ensure_ascii=False).replace("\n", "\r\n") + "\n\n"
-
-
-@pytest.mark.parametrize("render", [json.dumps, sparse], ids=["compact ASCII", "indented UTF-8"])
-def test_records_by_index(write, tmp_path, render):
-    source = LlavaJson(write(render(RECORDS)), tmp_path)
-    assert len(source) == 4
-    for i in (3, 0, 2, 1):  # any order
-        assert source[i].conversations == RECORDS[i]["conversations"]
-    assert [source[i].id for i in range(4)] == ["a", "1", "7", "null"]
-    assert source[0].images == (str(tmp_path / "coco/1.jpg"),)
-    assert source[1].images == source[3].images == ()
-    assert source[2].images == (str(tmp_path / "x/1.png"), str(tmp_path / "x/../2.png"))
-    assert source[0].where == "train.json record 0 (id a)"
-    assert source[1].where == "train.json record 1"
-
-
-def test_indices(write, tmp_path):
-    source = LlavaJson(write(RECORDS), tmp_path)
-    assert source[-1] == source[np.int64(3)] == source[3]
-    assert [record.id for record in source] == ["a", "1", "7", "null"]
-    for bad in (4, -5):
-        with pytest.raises(IndexError, match=f"no record {bad}, found 4 records"):
-            source[bad]
-    with pytest.raises(TypeError):
-        source["0"]
-
-
-def test_to_dict(write, tmp_path):
-    source = LlavaJson(write(RECORDS), tmp_path)
-    image = str(tmp_path / "coco/1.jpg")
-    assert source[0].to_dict() == {"id": "a", "image": image, "conversations": TALK}
-    assert source[1].to_dict() == {"id": "1", "conversations": RECORDS[1]["conversations"]}
-    assert len(source[2].to_dict()["image"]) == 2
-
-
-def test_the_pickle_is_small(write, tmp_path):
-    source = LlavaJson(write(RECORDS * 500), tmp_path)
-    data = pickle.dumps(source)
-    assert len(data) < 20 * len(source)
-    assert pickle.loads(data)[1234] == source[1234]
-
-
-def test_text_only_files_need_no_folder(write):
-    assert LlavaJson(write([{"conversations": TALK[1:]}]))[0].images == ()
-
-
-@pytest.mark.parametrize(
-    "image, expected",
-    [
-        ("ocr_vqa/images/1.jpg", "ocr_vqa/images/1.png"),
-        ("vg/VG_100K/1.jpg", "vg/images/1.jpg"),
-        ("vg/VG_100K_2/1.jpg", "vg/images/1.jpg"),
-        ("coco/1.jpg", "coco/1.jpg"),
-    ],
+from mgm_jax.data.build import build
+from mgm_jax.data.build_shard import Options
+from mgm_jax.data.images import load_image
+from mgm_jax.data.sources import (
+    ArrayRecords,
+    Kept,
+    LlavaJson,
+    LlavaJsonl,
+    open_source,
+    write_skip_list,
 )
-def test_other_names_of_missing_pictures(write, tmp_path, image, expected):
-    assert rewrite(image) == expected
-    source = LlavaJson(write([{"image": image, "conversations": TALK}]), tmp_path)
-    assert source[0].images == (str(tmp_path / expected),)
-    (tmp_path / image).parent.mkdir(parents=True)
-    (tmp_path / image).touch()
-    assert source[0].images == (str(tmp_path / image),)
+
+TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+GOOD, BAD = {"conversations": TURNS}, {"conversations": []}
 
 
-# Errors
+def test_files_are_told_by_what_they_start_with(tmp_path):
+    path = tmp_path / "data"  # the name says nothing
+    path.write_text(f"\n [{json.dumps(GOOD)}]")
+    assert type(open_source(path)) is LlavaJson
+    path.write_text("\n" + json.dumps(GOOD) + "\n" + json.dumps(GOOD))
+    source = open_source(str(path), images="", skip="")
+    assert type(source) is LlavaJsonl and len(source) == 2
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "train.json: found an empty file, expected a JSON list"),
-        ('{"a": 1}', 'train.json: found {"a": 1}, expected a JSON list'),
-        ("[]", "train.json: found an empty list, expected at least one record"),
-        (" [", "train.json: invalid JSON"),
-        ("[ ] x", "train.json: invalid JSON, text after the list"),
-        ("[1]", "train.json record 0: found 1, expected an object"),
-        (json.dumps(RECORDS)[:-30], "train.json: invalid JSON, .*line 1 column"),
-        (json.dumps(RECORDS)[:-1], "train.json: invalid JSON, expected ',' or ']'"),
-        (json.dumps(RECORDS) + "[]", "train.json: invalid JSON, text after the list"),
-        (json.dumps(RECORDS)[:-1] + ",]", "train.json: invalid JSON"),
-        ([RECORDS[0], {"id": 5}], r"train.json record 1 \(id 5\): conversations: found nothing"),
-        ([{"conversations": []}], "record 0: conversations: found an empty list"),
-        ([{"conversations": {}}], "record 0: conversations: found an object"),
-        ([{"conversations": ["hi"]}], r'record 0: conversations\[0\]: found "hi"'),
-        ([{"conversations": [TALK[0], {"from": "gpt"}]}], r"record 0: conversations\[1\]: found"),
-        ([{"image": 3, "conversations": TALK}], "record 0: image: found 3, expected a path"),
-        ([{"image": "", "conversations": TALK}], 'record 0: image: found "", expected a path'),
-        ([{"image": "/etc/a.png", "conversations": TALK}], "stays in the image folder"),
-        ([{"image": "a/../../b.png", "conversations": TALK}], "stays in the image folder"),
-        ([{"image": ["ok.png", ".."], "conversations": TALK}], "stays in the image folder"),
+        (b"", "data: an empty file, expected a JSON list of records, JSON records one a line"),
+        (b"   \n", "data: an empty file, expected"),
+        (b"id,text\n1,x", "a file that starts with b'id,text.*expected a JSON list"),
+        (b"\x89PNG\r\n", "a file that starts with b'.x89PNG"),
     ],
 )
-def test_bad_files(write, tmp_path, content, message):
+def test_other_files(tmp_path, content, message):
+    (tmp_path / "data").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        LlavaJson(write(content), tmp_path)
+        open_source(tmp_path / "data")
 
 
-def test_missing_file_and_folders(write, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no.json: this data file does not exist"):
-        LlavaJson(tmp_path / "no.json", tmp_path)
-    with pytest.raises(ValueError, match="found a folder, expected a JSON file"):
-        LlavaJson(tmp_path, tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match="train.json: image folder .*nowhere does not exist"
-    ):
-        LlavaJson(write(RECORDS), tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="train.json: its records have images"):
-        LlavaJson(write(RECORDS))
+def test_folders(tmp_path, llava_data):
+    path, images = llava_data(tmp_path)
+    build(open_source(path, images), path, tmp_path / "built", Options(), workers=0)
+    assert type(open_source(tmp_path / "built")) is ArrayRecords
+    with pytest.raises(ValueError, match=f"pictures lie inside the data set.*{images} is given"):
+        open_source(tmp_path / "built", images)
+    with pytest.raises(ValueError, match="images: found a folder with coco, expected a JSON list"):
+        open_source(images)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: found a folder with nothing"):
+        open_source(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="nowhere: this data file or folder does not"):
+        open_source(tmp_path / "nowhere")
 
 
-def test_not_utf8(tmp_path):
-    (tmp_path / "train.json").write_bytes(b'["\xff"]')
-    with pytest.raises(ValueError, match="train.json: not UTF-8 text at byte 2"):
-        LlavaJson(tmp_path / "train.json", tmp_path)
+@pytest.mark.skipif(
+    importlib.util.find_spec("mgm_jax.data.tfds") is None, reason="no mgm_jax.data.tfds yet"
+)
+def test_tfds_folders_go_to_its_reader(tmp_path, monkeypatch):
+    for name in ("dataset_info.json", "features.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr("mgm_jax.data.tfds.TfdsSource", lambda path: ("tfds", path))
+    assert open_source(tmp_path) == ("tfds", tmp_path)
 
 
-def test_a_file_that_changes_is_noticed(write, tmp_path):
-    source = LlavaJson(write(RECORDS), tmp_path)
-    write("[{}]")
-    with pytest.raises(ValueError, match="record 2: the file changed while in use"):
-        source[2]
+def test_only_skipped_records_may_be_malformed(tmp_path):
+    path, skip = tmp_path / "f.json", tmp_path / "skip.json"
+    path.write_text(json.dumps([GOOD, BAD, GOOD, BAD]))
+    with pytest.raises(ValueError, match="record 1: conversations: found an empty list"):
+        open_source(path)
+    lenient = open_source(path, lenient=True)
+    assert len(lenient) == 4 and lenient.bad.keys() == {1, 3}
+    write_skip_list(skip, lenient, {1: lenient.bad[1]})
+    with pytest.raises(ValueError, match=r"record 3: conversations.*\(not on the skip list .*skip"):
+        open_source(path, skip=skip)
+    write_skip_list(skip, lenient, lenient.bad)
+    source = open_source(path, skip=skip)
+    assert isinstance(source, Kept) and len(source) == 2
+    assert source[1].where == "f.json record 2"
+
+
+def test_a_bucket_works_like_a_disk(tmp_path, bucket, llava_data):
+    on_disk = open_source(*llava_data(tmp_path))
+    path, images = llava_data(bucket)
+    source = open_source(path, images)
+    assert source.fingerprint == on_disk.fingerprint
+    for i in range(len(source)):
+        assert source[i].conversations == on_disk[i].conversations
+        for ours, theirs in zip(source[i].images, on_disk[i].images, strict=True):
+            assert ours.name.startswith("gs://bucket/data/images/coco/")
+            assert load_image(ours).tobytes() == load_image(theirs).tobytes()
+    (images / "coco" / "0.jpg").unlink()
+    with pytest.raises(ValueError, match="gs://bucket/data/images/coco/0.jpg: the file is missing"):
+        load_image(source[0].images[0])
+    with pytest.raises(FileNotFoundError, match="image folder gs://bucket/no does not exist"):
+        open_source(path, "gs://bucket/no")
+
+
+def test_other_names_of_missing_pictures_in_a_bucket(bucket):
+    record = {"image": "vg/VG_100K/1.jpg", "conversations": TURNS}
+    (bucket / "f.json").write_text(json.dumps([record]))
+    assert open_source(bucket / "f.json", bucket)[0].images[0].name.endswith("vg/images/1.jpg")
+    (bucket / "vg" / "VG_100K").mkdir(parents=True)
+    (bucket / "vg" / "VG_100K" / "1.jpg").write_bytes(b"x")
+    assert open_source(bucket / "f.json", bucket)[0].images[0].name.endswith("VG_100K/1.jpg")
