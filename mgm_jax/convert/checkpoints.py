@@ -13,7 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mgm_jax.checkpoint import Checkpoint, CheckpointError, describe, write_description
+from mgm_jax.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    describe,
+    refuse_quantized,
+    write_description,
+)
 from mgm_jax.convert import hf
 from mgm_jax.convert.extents import TensorSource
 from mgm_jax.convert.families import mgm
@@ -151,6 +157,7 @@ def to_hf(
     """
     src = Path(src)
     description = describe(src)
+    refuse_quantized(src, description)
     cfg, provenance = read_parts(description["model"]), description["provenance"]
     source = ParamsSource(src / "params")
     held = set(to_dict(cfg))

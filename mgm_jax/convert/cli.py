@@ -84,26 +84,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 action="store_true",
                 help="write mm_projector.bin, what the original's stage 2 begins from",
             )
+    text = "whether two models compute the same, module by module"
     command = commands.add_parser(
         "verify",
-        help="how far two checkpoints' modules are apart, on fixed pictures and prompts",
-        description="Runs both in float32, module by module, and prints the errors; the last line "
-        "is JSON. What was checked is kept in the provenance of B (or of A with --against) if that "
-        "is a directory of ours. Exit code 1 if they differ.",
+        help=text,
+        description=f"{text}: B (checked) against A (the reference), in float32 on fixed prompts "
+        "and pictures. Each is a model directory of ours or of the original. If the checked one is "
+        "ours, the summary goes into the provenance in its mgm.json, and the page into its "
+        "verify.html. Exit code 1 if they do not agree; the last line printed is JSON.",
     )
-    command.add_argument("a", metavar="A", help="a directory of ours or of the original")
-    command.add_argument("b", metavar="B", nargs="?", help="another one")
+    command.add_argument("a", metavar="A", help="the reference")
+    command.add_argument("b", metavar="B", nargs="?", help="the checked one; --against: default A")
     command.add_argument(
-        "--against", choices=("torch",), help="in place of B: PyTorch's modules with A's weights"
+        "--against", choices=("torch",), help="run A by PyTorch and transformers (extra: test)"
     )
     command.add_argument(
         "--tolerance",
         type=float,
         default=1e-4,
-        help="largest absolute error; twice that for logits; default: %(default)s",
+        metavar="X",
+        help="largest difference of features, times their root mean square where that is above 1; "
+        "logits may differ by twice that; default: %(default)s",
     )
     command.add_argument("--json", metavar="FILE", help="write the last line to FILE too")
-    command.add_argument("--html", metavar="FILE", help="write the report as a page, too")
+    command.add_argument("--html", metavar="FILE", help="write the page to FILE")
     command = commands.add_parser("inspect", help="the tensors of a file or directory")
     command.add_argument("path", metavar="PATH")
 

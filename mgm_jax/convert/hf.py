@@ -42,9 +42,12 @@ def read_config(directory: Path) -> dict:
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: not a Hugging Face checkpoint")
     try:
-        return Required(json.loads(file.read_text()), "key", file)
+        values = json.loads(file.read_text())
     except ValueError as e:
         raise ValueError(f"{file}: not JSON ({e})") from e
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: found a {type(values).__name__}, expected an object")
+    return Required(values, "key", file)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:
@@ -171,16 +174,18 @@ def mgm_config(
             f"{directory}: mm_vision_select_feature is {feature!r}, expected 'patch' (the class "
             "token is not used)"
         )
+    if type(hr := config["image_size_aux"]) is not int:
+        raise ValueError(f"{directory}: image_size_aux is {hr!r}, expected a number of pixels")
     width = tensors[f"{CLIP}embeddings.class_embedding"].shape[0]
     clip = _clip(tensors, config, clip_heads or _clip_heads(directory, config, width))
     aux = config.get("mm_vision_tower_aux") or any(n.startswith(AUX) for n in tensors)
     return MgmConfig(
         image=ImageSpec(
             lr_size=clip.image_size,
-            hr_size=config["image_size_aux"],
+            hr_size=hr,
             aspect=config.get("image_aspect_ratio") or "square",
-            grid=config.get("image_grid", 1),
-            use_global=config.get("image_global", False),
+            grid=config.get("image_grid") or 1,
+            use_global=config.get("image_global") or False,
         ),
         clip=clip,
         convnext=_convnext(tensors) if aux else None,

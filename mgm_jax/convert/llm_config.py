@@ -8,6 +8,10 @@ from collections.abc import Mapping
 
 from mgm_jax.models.config import DecoderConfig, ExpertsConfig
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers"),
+    *("num_attention_heads", "intermediate_size"),
+)
 ACTIVATIONS = {
     "silu": "silu",
     "gelu": "gelu",
@@ -68,6 +72,9 @@ def decoder_config(config: Mapping, where: str) -> DecoderConfig:
     name = family(config, where)
     gemma, heads, dim = name == "gemma", config["num_attention_heads"], config["hidden_size"]
     act = (gemma and config.get("hidden_activation")) or config["hidden_act"]
+    for key in SIZES:
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"{where}: {key} is {config[key]!r}, expected a number of at least 1")
     if act not in ACTIVATIONS:
         raise ValueError(f"{where}: hidden_act is {act!r}, expected one of {sorted(ACTIVATIONS)}")
     for key in ("attention_bias", "rope_scaling"):

@@ -171,7 +171,7 @@ def import_stream(
     return lines
 
 
-class _Blocks:
+class Blocks:
     """Layers of our arrays, remembering the last chunk: a packed one may hold several layers."""
 
     def __init__(self, source: ParamsSource):
@@ -191,7 +191,7 @@ def exported(
     source: ParamsSource, rules: Sequence[Rule], specs: Sequence[Spec], done: Callable[[int], None]
 ) -> Iterator[tuple[Spec, np.ndarray]]:
     """The tensors of `specs`, in their order, from our arrays; `done(bytes)` after each."""
-    places, blocks = {p.theirs: p for p in plan.pairs(rules)}, _Blocks(source)
+    places, blocks = {p.theirs: p for p in plan.pairs(rules)}, Blocks(source)
 
     def moved(spec):
         pair = places[spec.name]

@@ -1,261 +1,321 @@
-"""A Mini-Gemini from independent PyTorch modules, to hold ours against (`convert verify`).
+"""The model run by independent PyTorch modules, as the reference of `convert verify`.
 
-The towers and language models are transformers'; mining and projector are written out as
-MGM_SPEC 2.2 and 2.3 have them, literally: every candidate projected, nothing re-associated.
+Towers and language model are those of transformers; mining, projector and the merge of pictures
+and text are restated here from MGM_SPEC 2.2 to 2.4 in their literal form. Float32, on the CPU;
+needs the extra `test`. One part is in memory at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mgm_jax.convert.families.mgm import AUX, CLIP
-from mgm_jax.convert.llm_config import HF_ACTIVATIONS
+from mgm_jax.convert.llm_config import family
+from mgm_jax.convert.probes import Probe
+from mgm_jax.convert.towers import AUX, CLIP
+from mgm_jax.convert.weights import StoredModel
 from mgm_jax.models.config import DecoderConfig, MgmConfig
+from mgm_jax.models.projector import projector_depth
+from mgm_jax.text import IMAGE_ID
 
-TIMM_NAMES = (  # what MGM stores -> transformers'
-    ("vision_stem.0.", "embeddings.patch_embeddings."),
-    ("vision_stem.1.", "embeddings.layernorm."),
-    ("vision_stages.", "encoder.stages."),
-    (".downsample.", ".downsampling_layer."),
-    (".blocks.", ".layers."),
-    (".conv_dw.", ".dwconv."),
-    (".norm.", ".layernorm."),
-    (".mlp.fc", ".pwconv"),
-    (".gamma", ".layer_scale_parameter"),
+ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+}
+VISION_CLASSES = {
+    "clip": ("CLIPVisionConfig", "CLIPVisionModel"),
+    "siglip": ("SiglipVisionConfig", "SiglipVisionModel"),
+}
+CONVNEXT_NAMES = (  # transformers' -> MGM's, which are timm's
+    ("embeddings.patch_embeddings", "vision_stem.0"),
+    ("embeddings.layernorm", "vision_stem.1"),
+    ("encoder.stages", "vision_stages"),
+    ("downsampling_layer", "downsample"),
+    (".layers.", ".blocks."),
+    ("dwconv", "conv_dw"),
+    (".layernorm.", ".norm."),
+    ("pwconv", "mlp.fc"),
+    ("layer_scale_parameter", "gamma"),
 )
+Read = Callable[[str], np.ndarray]
 
 
-def _need_torch():
+def modules():
+    """torch and transformers; ValueError with the extra to install where they are missing."""
     try:
         import torch
         import transformers
     except ImportError as e:
         raise ValueError(
-            f"--against torch needs the extra `test` (torch, transformers): {e}"
-        ) from e
+            f"--against torch needs PyTorch and transformers ({e}): pip install 'mgm-jax[test]'"
+        ) from None
     return torch, transformers
 
 
-def _load(model, state):
-    """Strictly, in float32, ready to be asked."""
-    torch, _ = _need_torch()
-    tensors = {n: torch.from_numpy(np.array(a, np.float32)) for n, a in state.items()}
-    model.load_state_dict(tensors, strict=True)
-    return model.eval()
+def _fill(model, read: Callable) -> None:
+    """Copies `read(parameter's name)` into every parameter of a PyTorch model."""
+    torch, _ = modules()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = np.ascontiguousarray(read(name), np.float32)
+            if value.shape != tuple(parameter.shape):
+                raise ValueError(
+                    f"{name}: PyTorch has {tuple(parameter.shape)}, the weights {value.shape}"
+                )
+            parameter.copy_(torch.from_numpy(value.copy()))
+    model.eval()
 
 
-def _clip(cfg, tensors):
-    _, transformers = _need_torch()
-    config = transformers.CLIPVisionConfig(
-        hidden_size=cfg.width,
-        intermediate_size=cfg.mlp_dim,
-        num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads,
-        image_size=cfg.image_size,
-        patch_size=cfg.patch_size,
-        hidden_act=cfg.act,
-        layer_norm_eps=cfg.norm_eps,
+def clip_features(cfg: MgmConfig, read: Read, lr):
+    """Pictures [P, 3, h, w] -> patch features [P, n, C] of the selected layer.
+
+    ValueError for a ViT of big_vision, which transformers does not have.
+    """
+    torch, transformers = modules()
+    clip, more = cfg.clip, {"attn_implementation": "eager"}
+    if clip.kind not in VISION_CLASSES:
+        raise ValueError(f"clip.kind is {clip.kind!r}: PyTorch's side has {sorted(VISION_CLASSES)}")
+    if clip.kind == "siglip":
+        more["vision_use_head"] = False
+    config_class, model_class = (getattr(transformers, n) for n in VISION_CLASSES[clip.kind])
+    model = model_class(
+        config_class(
+            hidden_size=clip.width,
+            intermediate_size=clip.mlp_dim,
+            num_hidden_layers=clip.layers,
+            num_attention_heads=clip.heads,
+            image_size=clip.image_size,
+            patch_size=clip.patch_size,
+            hidden_act=ACTIVATIONS[clip.act],
+            layer_norm_eps=clip.norm_eps,
+            **more,
+        )
     )
-    model = transformers.CLIPVisionModel(config)
-    names = model.state_dict()
-    prefix = "vision_model." if any(n.startswith("vision_model.") for n in names) else ""
-    state = {prefix + n.removeprefix(CLIP): a for n, a in tensors.items() if n.startswith(CLIP)}
-    return _load(model, state)
+    _fill(model, lambda name: read(CLIP + name.removeprefix("vision_model.")))
+    with torch.no_grad():
+        out = model(lr, output_hidden_states=True)
+    if clip.final_norm:
+        return out.last_hidden_state
+    return out.hidden_states[clip.select_layer][:, int(clip.kind == "clip") :]
 
 
-def _convnext(cfg, tensors):
-    _, transformers = _need_torch()
-    if cfg.kernel_size != 7:
-        raise ValueError(f"convnext.kernel_size is {cfg.kernel_size}, transformers has 7 only")
-    config = transformers.ConvNextConfig(
-        hidden_sizes=list(cfg.widths),
-        depths=list(cfg.depths),
-        patch_size=cfg.patch_size,
-        num_stages=len(cfg.widths),
+def convnext_map(cfg: MgmConfig, read: Read, hr):
+    """Pictures [P, 3, H, W] -> all stages on the first one's grid [P, C', h, w]."""
+    torch, transformers = modules()
+    aux = cfg.convnext
+    model = transformers.ConvNextModel(
+        transformers.ConvNextConfig(
+            hidden_sizes=list(aux.widths),
+            depths=list(aux.depths),
+            patch_size=aux.patch_size,
+            num_stages=len(aux.widths),
+        )
     )
-    model = transformers.ConvNextModel(config)
-    state = {n: a for n, a in model.state_dict().items() if n.startswith("layernorm.")}  # unused
-    for name, array in tensors.items():
-        if name.startswith(AUX):
-            name = name.removeprefix(AUX)
-            for timm, theirs in TIMM_NAMES:
-                name = name.replace(timm, theirs)
-            state[name] = array
-    return _load(model, state)
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = aux.norm_eps
+        if hasattr(module, "dwconv"):
+            c, k = module.dwconv.in_channels, aux.kernel_size
+            module.dwconv = torch.nn.Conv2d(c, c, k, padding=k // 2, groups=c)
+    model.layernorm = torch.nn.Identity()  # of the pooled output, which MGM does without
+
+    def theirs(name):
+        for old, new in CONVNEXT_NAMES:
+            name = name.replace(old, new)
+        return read(AUX + name)
+
+    _fill(model, theirs)
+    with torch.no_grad():
+        hidden = model(hr, output_hidden_states=True).hidden_states
+    stages = hidden[-len(aux.widths) :]
+    size = stages[0].shape[-2:]
+    resized = [torch.nn.functional.interpolate(s, size, mode="bilinear") for s in stages[1:]]
+    return torch.cat([stages[0], *resized], dim=1)
 
 
-def _decoder(cfg: DecoderConfig, tensors):
-    """transformers' Gemma, Mixtral or LLaMA (whose arithmetic Mistral and Yi share)."""
-    _, transformers = _need_torch()
-    values = dict(
-        vocab_size=cfg.vocab_size,
-        hidden_size=cfg.dim,
-        intermediate_size=cfg.mlp_dim,
-        num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads,
-        num_key_value_heads=cfg.kv_heads,
-        head_dim=cfg.head_dim,
-        hidden_act=HF_ACTIVATIONS[cfg.act],
-        rms_norm_eps=cfg.norm_eps,
-        tie_word_embeddings=cfg.tied_embeddings,
-        attn_implementation="eager",
-        rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
-        pad_token_id=None,
-    )
-    if cfg.zero_centred_norm:
-        config = transformers.GemmaConfig(**(values | {"hidden_act": "gelu_pytorch_tanh"}))
-        config.hidden_act = HF_ACTIVATIONS[cfg.act]  # the constructor would turn "gelu" into tanh
-        model = transformers.GemmaForCausalLM(config)
-    elif cfg.experts:
-        counts = {
-            "num_local_experts": cfg.experts.count,
-            "num_experts_per_tok": cfg.experts.per_token,
-            "sliding_window": None,
-        }
-        model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**values, **counts))
-    else:
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values))
-    state = {n: a for n, a in tensors.items() if n.startswith(("model.layers.", "lm_head."))}
-    state |= {n: tensors[n] for n in ("model.embed_tokens.weight", "model.norm.weight")}
-    if cfg.tied_embeddings:
-        state["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    if cfg.experts:
-        state = _fused_experts(state, cfg)
-    return _load(model, state)
+def mine(cfg: MgmConfig, read: Read, x, hr_map):
+    """x [V, n, C], maps [V, C', h, w] -> mined [V, n, C]: keys and values of whole regions."""
+    torch, _ = modules()
+    functional = torch.nn.functional
 
-
-def _fused_experts(state: Mapping, cfg: DecoderConfig) -> dict:
-    """The original's expert tensors as newer versions of transformers stack them."""
-    out = {n: a for n, a in state.items() if ".block_sparse_moe." not in n}
-    for i in range(cfg.layers):
-        moe, mlp = f"model.layers.{i}.block_sparse_moe", f"model.layers.{i}.mlp"
-        parts = [
-            [state[f"{moe}.experts.{e}.{w}.weight"] for e in range(cfg.experts.count)]
-            for w in ("w1", "w3", "w2")
+    def project(y, name):
+        name = f"model.vlm_uni_{name}_projector"
+        weights = [
+            torch.from_numpy(np.array(read(f"{name}.{i}.{kind}"), np.float32))
+            for i in (0, 1)
+            for kind in ("weight", "bias")
         ]
-        gate, up, down = (np.stack(part) for part in parts)
-        out[f"{mlp}.gate.weight"] = state[f"{moe}.gate.weight"]
-        out[f"{mlp}.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
-        out[f"{mlp}.experts.down_proj"] = down
+        y = functional.layer_norm(y, y.shape[-1:], *weights[:2], eps=cfg.mining_eps)
+        return functional.linear(y, *weights[2:])
+
+    v, n, _ = x.shape
+    grid = int(n**0.5)
+    side = hr_map.shape[-1] // grid
+    queries, mined = project(x, "query"), []
+    for i in range(v):  # a view at a time: projected maps are large
+        regions = hr_map[i].movedim(0, -1).reshape(grid, side, grid, side, -1)
+        regions = regions.transpose(1, 2).reshape(n, side * side, -1)
+        k, value = project(regions, "aux"), project(regions, "val")
+        logits = queries[i][:, None] @ (k.mT / k.shape[-1] ** 0.5)
+        mined.append((torch.nan_to_num(logits).softmax(-1) @ value)[:, 0])
+    return torch.stack(mined)
+
+
+def project_tokens(cfg: MgmConfig, read: Read, x):
+    """Vision tokens [..., C] -> the language model's width [..., D]."""
+    torch, _ = modules()
+    for i in range(projector_depth(cfg.projector)):
+        name = "model.mm_projector" + ("" if cfg.projector == "linear" else f".{2 * i}")
+        weight, bias = (
+            torch.from_numpy(np.array(read(f"{name}.{kind}"), np.float32))
+            for kind in ("weight", "bias")
+        )
+        x = torch.nn.functional.linear(torch.nn.functional.gelu(x) if i else x, weight, bias)
+    return x
+
+
+def views_of(hr_map, cfg: MgmConfig):
+    """Maps [P, C', g*h, g*w] -> of each view [P, R, C', h, w]: tiles by rows, then the whole."""
+    torch, _ = modules()
+    g = cfg.image.grid
+    h = hr_map.shape[-1] // g
+    tiles = [
+        hr_map[..., i * h : (i + 1) * h, j * h : (j + 1) * h] for i in range(g) for j in range(g)
+    ]
+    if cfg.image.use_global:
+        scale = 1 / g
+        tiles.append(torch.nn.functional.interpolate(hr_map, scale_factor=scale, mode="bilinear"))
+    return torch.stack(tiles, dim=1)
+
+
+def encode(cfg: MgmConfig, read: Read, lr, hr):
+    """One picture's views (lr [R, h, w, 3], hr [1, H, W, 3]) -> named features, as our own."""
+    torch, _ = modules()
+    lr, hr = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1))) for x in (lr, hr))
+
+    def in_order(x):  # the global view's tokens come first (MGM_SPEC 2.2 step 9)
+        x = torch.cat([x[-1:], x[:-1]]) if cfg.image.use_global else x
+        return x.reshape(1, -1, x.shape[-1])
+
+    clip = clip_features(cfg, read, lr)
+    tokens = in_order(clip)
+    out = {"clip_features": clip[None] if cfg.image.grid > 1 else clip}
+    if cfg.convnext:
+        hr_map = convnext_map(cfg, read, hr)
+        out["convnext_map"] = hr_map.movedim(1, -1)
+        out["mined"] = in_order(mine(cfg, read, clip, views_of(hr_map, cfg)[0]))
+        tokens = tokens + out["mined"]
+    out["tokens"], out["image_features"] = tokens, project_tokens(cfg, read, tokens)
     return out
 
 
-class TorchMgm:
-    """The float path's `encode_images` and `forward_ids` for one unpadded row, in PyTorch.
+LLM_CLASSES = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+}
 
-    `tensors`: the original's names -> arrays. ValueError without torch and transformers, or for a
-    part that they cannot do.
-    """
 
-    def __init__(self, cfg: MgmConfig, tensors: Mapping[str, np.ndarray]):
-        self.torch, _ = _need_torch()
-        self.cfg = cfg
-        self.clip = _clip(cfg.clip, tensors)
-        self.convnext = _convnext(cfg.convnext, tensors) if cfg.convnext else None
-        self.llm = _decoder(cfg.llm, tensors)
-        heads = ("model.mm_projector", "model.vlm_uni_")
-        self.t = {
-            n: self.torch.from_numpy(np.array(a, np.float32))
-            for n, a in tensors.items()
-            if n.startswith(heads)
-        }
+def llm_family(cfg: DecoderConfig, provenance) -> str:
+    """Which class of transformers computes this decoder."""
+    if cfg.experts or cfg.zero_centred_norm:
+        return "mixtral" if cfg.experts else "gemma"
+    known = provenance.get("config.json")
+    return family(known, "config.json") if known else "llama"
 
-    def _linear(self, x, name):
-        return self.torch.nn.functional.linear(x, self.t[f"{name}.weight"], self.t[f"{name}.bias"])
 
-    def _project(self, x, name):
-        """LayerNorm, then Linear (MGM_SPEC 2.3)."""
-        name = f"model.vlm_uni_{name}_projector"
-        w, b = (self.t[f"{name}.0.{p}"] for p in ("weight", "bias"))
-        x = self.torch.nn.functional.layer_norm(x, x.shape[-1:], w, b, self.cfg.mining_eps)
-        return self._linear(x, f"{name}.1")
-
-    def _mine(self, x, hr_map):
-        """x [N, C], hr_map [C', h, w] of its view -> mined [N, C]."""
-        grid, c = int(len(x) ** 0.5), hr_map.shape[0]
-        side = hr_map.shape[-1] // grid
-        regions = hr_map.permute(1, 2, 0).reshape(grid, side, grid, side, c).permute(0, 2, 1, 3, 4)
-        regions = regions.reshape(grid * grid, side * side, c)
-        q, k, v = (
-            self._project(y, n) for y, n in ((x, "query"), (regions, "aux"), (regions, "val"))
+def language_model(stored: StoredModel):
+    """The language model with the stored weights."""
+    torch, transformers = modules()
+    cfg, kind = stored.config.llm, llm_family(stored.config.llm, stored.provenance)
+    more = {}
+    if cfg.experts:
+        more["num_local_experts"] = cfg.experts.count
+        more["num_experts_per_tok"] = cfg.experts.per_token
+    if kind in ("mistral", "mixtral"):
+        more["sliding_window"] = None
+    config_class, model_class = (getattr(transformers, name) for name in LLM_CLASSES[kind])
+    act = ACTIVATIONS[cfg.act]
+    model = model_class(
+        config_class(
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.dim,
+            intermediate_size=cfg.mlp_dim,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            num_key_value_heads=cfg.kv_heads,
+            head_dim=cfg.head_dim,
+            hidden_act=act,
+            rms_norm_eps=cfg.norm_eps,
+            tie_word_embeddings=cfg.tied_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
+            attn_implementation="eager",
+            pad_token_id=None,
+            **more,
         )
-        scores = (q[:, None] @ (k.transpose(1, 2) / k.shape[-1] ** 0.5)).softmax(-1)
-        return (scores @ v)[:, 0]
+    )
+    for layer in model.model.layers:  # transformers makes every Gemma's GELU the tanh one
+        if hasattr(layer.mlp, "act_fn"):
+            layer.mlp.act_fn = transformers.activations.ACT2FN[act]
 
-    def encode_images(self, lr, hr):
-        """One picture: lr [1, (R,) h, w, 3], hr [1, H, W, 3] -> as `LoadedModel.encode_images`."""
-        torch, spec = self.torch, self.cfg.image
+    def theirs(name):
+        name = name.replace(".mlp.gate.", ".block_sparse_moe.gate.") if cfg.experts else name
+        if match := re.fullmatch(r"(.*)\.mlp\.experts\.(gate_up_proj|down_proj)", name):
+            first = f"{match[1]}.block_sparse_moe.experts"
+            parts = ("w1", "w3") if match[2] == "gate_up_proj" else ("w2",)
+            each = [[stored.read(f"{first}.{e}.{w}.weight") for w in parts] for e in range(count)]
+            return np.stack([np.concatenate(group) for group in each])
+        return stored.read(name)
+
+    count = cfg.experts.count if cfg.experts else 0
+    _fill(model, theirs)
+    return model
+
+
+def merge(ids: Sequence[int], embed, features: Sequence):
+    """One prompt's ids with -200 and its pictures' tokens [N, D] -> embeddings [1, L, D]."""
+    torch, _ = modules()
+    pieces, text, shown = [], [], iter(features)
+    for i in [*ids, None]:
+        if i is None or i == IMAGE_ID:
+            pieces.append(
+                torch.nn.functional.embedding(torch.tensor(text, dtype=torch.long), embed)
+            )
+            text = []
+            pieces += [next(shown)] if i is not None else []
+        else:
+            text.append(i)
+    return torch.cat(pieces)[None]
+
+
+def run_torch(stored: StoredModel, used: Sequence[Probe], pictures) -> dict[str, list[np.ndarray]]:
+    """A stored model on probes and pictures (lr, hr), as `verify.run_ours`.
+
+    ValueError if PyTorch or transformers is missing, or has a class of other parameters.
+    """
+    torch, transformers = modules()
+    transformers.logging.set_verbosity_error()
+    cfg = stored.config
+    views = [
+        (lr if cfg.image.grid > 1 else lr[None], hr[None]) for lr, hr in zip(*pictures, strict=True)
+    ]
+    encoded = [encode(cfg, stored.read, lr, hr) for lr, hr in views]
+    features = [out["image_features"][0] for out in encoded]
+    arrays = {key: [np.concatenate([out[key].numpy() for out in encoded])] for key in encoded[0]}
+    arrays |= {"inputs_embeds": [], "logits": []}
+    model = language_model(stored)
+    embed = model.model.embed_tokens
+    for probe in used:
+        x = merge(probe.ids, embed.weight.detach(), [features[i] for i in probe.pictures])
+        arrays["inputs_embeds"].append(x[0].numpy())
+        # A Gemma scales its input embeddings; newer versions do it in the layer left out here.
+        outside = cfg.llm.embed_scale and hasattr(embed, "embed_scale")
         with torch.no_grad():
-            views = torch.from_numpy(np.moveaxis(lr.reshape(-1, *lr.shape[-3:]), -1, 1).copy())
-            hidden = self.clip(views, output_hidden_states=True).hidden_states
-            clip = hidden[self.cfg.clip.select_layer][:, 1:]  # [R, n, C]
-            out = {"clip_features": clip if spec.grid > 1 else clip[:1]}
-            x = clip.roll(1, 0) if spec.use_global else clip
-            tokens = x.reshape(1, -1, x.shape[-1])
-            if self.convnext:
-                hr = torch.from_numpy(np.moveaxis(hr, -1, 1).copy())
-                stages = self.convnext(hr, output_hidden_states=True).hidden_states
-                stages = stages[-len(self.cfg.convnext.widths) :]
-                fused = [self._resize(s, size=stages[0].shape[-2:]) for s in stages]
-                fused = torch.cat(fused, 1)[0]  # [C', h, w]
-                rows = fused.chunk(spec.grid, 1)
-                maps = [tile for row in rows for tile in row.chunk(spec.grid, 2)]
-                if spec.use_global:
-                    maps.insert(0, self._resize(fused[None], scale_factor=1 / spec.grid)[0])
-                mined = torch.stack([self._mine(*pair) for pair in zip(x, maps, strict=True)])
-                mined = mined.reshape(tokens.shape)
-                tokens = tokens + mined
-                out |= {"convnext_map": fused.permute(1, 2, 0)[None], "mined": mined}
-            out["tokens"] = tokens
-            features = self._projector(tokens)
-        found = {k: v.numpy() for k, v in out.items()}
-        if spec.grid > 1:
-            found["clip_features"] = found["clip_features"][None]
-        return features.numpy(), found
-
-    def _resize(self, x, **size):
-        return self.torch.nn.functional.interpolate(x, mode="bilinear", align_corners=False, **size)
-
-    def _projector(self, x):
-        if "model.mm_projector.weight" in self.t:
-            return self._linear(x, "model.mm_projector")
-        depth = sum(n.endswith(".weight") and "mm_projector" in n for n in self.t)
-        for i in range(depth):
-            x = self.torch.nn.functional.gelu(x) if i else x
-            x = self._linear(x, f"model.mm_projector.{2 * i}")
-        return x
-
-    def forward_ids(self, input_ids, lr, hr):
-        """One row of ids with -200 -> {"inputs_embeds", "logits"}, each [1, L, ...]."""
-        torch, (ids,) = self.torch, input_ids
-        ids = np.asarray(ids)
-        pictures = [] if lr is None else [self.encode_images(*p)[0] for p in _each(lr, hr)]
-        parts, shown = [], iter(pictures)
-        with torch.no_grad():
-            table = self.llm.get_input_embeddings().weight
-            for piece in np.split(ids, np.flatnonzero((ids == -200) | (np.roll(ids, 1) == -200))):
-                if len(piece) and piece[0] == -200:
-                    parts.append(torch.from_numpy(next(shown))[0])
-                    piece = piece[1:]
-                parts.append(table[torch.from_numpy(piece)])
-            embeds = torch.cat(parts)[None]
-            scaled = embeds
-            if self.cfg.llm.embed_scale and not self._llm_scales():
-                scaled = embeds * self.cfg.llm.dim**0.5
-            logits = self.llm(inputs_embeds=scaled).logits
-        return {"inputs_embeds": embeds.numpy(), "logits": logits.numpy()}
-
-    def _llm_scales(self) -> bool:
-        """Whether transformers' Gemma multiplies `inputs_embeds` itself (versions differ)."""
-        torch = self.torch
-        with torch.no_grad():
-            ids = torch.tensor([[1, 2, 3]])
-            raw = self.llm.get_input_embeddings().weight[ids]
-            direct = self.llm(input_ids=ids).logits
-            return bool(torch.allclose(self.llm(inputs_embeds=raw).logits, direct, atol=1e-5))
-
-
-def _each(lr, hr):
-    return [(lr[i : i + 1], hr[i : i + 1]) for i in range(len(hr))]
+            logits = model(inputs_embeds=x * cfg.llm.dim**0.5 if outside else x).logits
+        arrays["logits"].append(logits[0].numpy())
+    return arrays

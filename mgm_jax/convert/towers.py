@@ -55,14 +55,18 @@ def places(directory: Path, folder: str | None) -> list[Path]:
 
 
 def own_tensors(path: Path) -> dict:
-    """The tensors of a file or directory by their names in a whole model, as far as they have one.
+    """The tensors of a file or directory by `whole_names`."""
+    return whole_names({n.removeprefix(PREFIX): x for n, x in open_source(path).extents.items()})
+
+
+def whole_names(tensors: Mapping) -> dict:
+    """Tensors by their names in a whole model, as far as they have one.
 
     Base weights (a CLIP, a ConvNeXt, a language model) are renamed; what has no place keeps its
     own name, so that it is not lost from sight.
     """
-    tensors = {n.removeprefix(PREFIX): x for n, x in open_source(path).extents.items()}
     if any(name.startswith(MGM) for name in tensors):
-        return tensors
+        return dict(tensors)
     table = [rule for rules in NAMES.values() for rule in rules]
     return {_renamed(name, table) or name: extent for name, extent in tensors.items()}
 

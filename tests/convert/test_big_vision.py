@@ -20,7 +20,8 @@ from mgm_jax.convert.big_vision import read_tower
 from mgm_jax.convert.big_vision_source import open_tower, resize_positions, split_subtree
 from mgm_jax.models.clip_vit import ClipVit
 from mgm_jax.models.config import MgmConfig, read_parts
-from mgm_jax.train import abstract_model, init_params
+from mgm_jax.program import abstract_model
+from mgm_jax.run import init_params
 from mgm_jax.tree import flatten
 from tests.conftest import TINY
 from tests.convert.conftest import same
@@ -223,8 +224,11 @@ def test_a_run_begins_from_it(tmp_path, capsys):
     cfg = MgmConfig.from_dict(values)
     model, batch, shapes, axes = abstract_model(cfg)
     shardings = sharding.param_shardings(shapes, axes, sharding.make_mesh({"fsdp": 1}))
+    shapes = jax.tree.map(
+        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings
+    )
     rules = [("clip/.*", str(tmp_path / "part")), (".*", None)]
-    params = init_params(model, batch, shapes, shardings, rules, 0)
+    params = init_params(model, batch, shapes, rules, 0)
     found = {n: np.asarray(a) for n, a in flatten(params["clip"]).items()}
     assert_same(found, {n: np.asarray(a) for n, a in flatten(part.params["clip"]).items()})
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from golden_families import GOLDEN, complete, tensors_of
@@ -13,8 +14,9 @@ from mgm_jax import api, cli, sharding
 from mgm_jax.checkpoint import CheckpointError, load_checkpoint, whole_model
 from mgm_jax.convert.readers import open_source
 from mgm_jax.convert.towers import with_towers
+from mgm_jax.program import abstract_model
+from mgm_jax.run import init_params
 from mgm_jax.settings import TrainingError, read_model_config
-from mgm_jax.train import abstract_model, init_params
 from mgm_jax.tree import flatten
 
 CLIP, AUX = "model.vision_tower.vision_tower.", "model.vision_tower_aux.vision_"
@@ -98,11 +100,17 @@ def test_a_language_model_brings_template_and_tokenizer(tmp_path, whole):
 
     model = json.loads((whole / "mgm.json").read_text())["model"]
     init = [("llm/.*", str(tmp_path / "ours")), (".*", None)]
-    config = ConfigDict({"init": init, "model": model, "tokenizer": None})
-    cfg, tokenizer = read_model_config(config)
+    config = {"init": init, "model": model, "tokenizer": None, "data": {"template": None}}
+    cfg, tokenizer, template = read_model_config(ConfigDict(config))
     assert cfg.llm == found.config["llm"] and tokenizer == str(tmp_path / "ours" / "tokenizer")
+    assert template == "gemma"
+    own = ConfigDict(config | {"data": {"template": "plain"}})
+    assert read_model_config(own)[2] == "plain"
     with pytest.raises(TrainingError, match="config.model is not set"):
-        read_model_config(ConfigDict({"init": init, "model": None, "tokenizer": None}))
+        read_model_config(ConfigDict(config | {"model": None}))
+    random = ConfigDict(config | {"init": [(".*", None)], "tokenizer": str(tmp_path)})
+    with pytest.raises(TrainingError, match="config.data.template is not set, and config.init na"):
+        read_model_config(random)
 
 
 def test_a_run_begins_from_parts(tmp_path, whole):
@@ -111,12 +119,15 @@ def test_a_run_begins_from_parts(tmp_path, whole):
     convert("from-hf", tmp_path / "stage1", tmp_path / "parts")
     model, batch, shapes, axes = abstract_model(whole_model(whole))
     shardings = sharding.param_shardings(shapes, axes, sharding.make_mesh({"fsdp": 1}))
+    shapes = jax.tree.map(
+        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings
+    )
     rules = [("llm/.*", str(whole)), (".*", str(tmp_path / "parts"))]
-    params = flatten(init_params(model, batch, shapes, shardings, rules, 0))
+    params = flatten(init_params(model, batch, shapes, rules, 0))
     for name, array in flatten(load_checkpoint(whole).params).items():
         np.testing.assert_array_equal(params[name], array, err_msg=name)
     with pytest.raises(CheckpointError, match="missing    llm/norm/scale"):
-        init_params(model, batch, shapes, shardings, [(".*", str(tmp_path / "parts"))], 0)
+        init_params(model, batch, shapes, [(".*", str(tmp_path / "parts"))], 0)
 
 
 def test_load_reads_bin_files_and_towers_beside(tmp_path, whole):

@@ -18,13 +18,14 @@ from tools.evidence.synthetic import narrow, specs_of, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONVERSION = """
-    import json, resource, sys, time
+    import json, sys, time
     from mgm_jax.convert.checkpoints import from_hf, to_hf
+    from tools.evidence.measure import own_peak
     work, (src, dst) = dict(a=from_hf, b=to_hf)[sys.argv[1]], sys.argv[2:]
-    base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    base, start = own_peak(), time.perf_counter()
     work(src, dst, progress=False)
-    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(dict(seconds=seconds, base=1024 * base, peak=1024 * peak)))
+    seconds = time.perf_counter() - start
+    print(json.dumps(dict(seconds=seconds, base=base, peak=own_peak())))
 """
 
 

@@ -24,7 +24,7 @@ SAVED_ON_A_MESH = """
     import jax, numpy as np
     from mgm_jax import sharding
     from mgm_jax.checkpoint import load_checkpoint, save_checkpoint
-    from mgm_jax.train import abstract_model
+    from mgm_jax.program import abstract_model
     src, dst = sys.argv[1:]
     found = load_checkpoint(src)
     _, _, shapes, axes = abstract_model(found.config)
@@ -33,15 +33,16 @@ SAVED_ON_A_MESH = """
     save_checkpoint(dst, dataclasses.replace(found, params=placed))
 """
 READ_A_LAYER = """
-    import json, resource, sys
+    import sys
     from pathlib import Path
     from mgm_jax.convert.params import ParamsSource
+    from tools.evidence.measure import own_peak
     source, name = ParamsSource(Path(sys.argv[1]) / "params"), sys.argv[2]
     source.read_block("llm/norm/scale", ())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = own_peak()
     for i in range(len(source[name])):
         source.read_block(name, (i,))
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(own_peak() - before)
 """
 
 
