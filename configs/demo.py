@@ -96,12 +96,13 @@ def get_config(arg=None) -> ConfigDict:
     c.optim.b2 = 0.99
     c.optim.lr_mults = [("(projector|mining)/.*", 2.0)]  # as the paper's largest models
     c.optim.schedule = common.STAGES[a.stage]
-    c.data.json = f"{a.root}/data/{'pretrain' if a.stage == 1 else 'train'}.json"
-    c.data.images = f"{a.root}/data"
+    c.data.sources.main.path = f"{a.root}/data/{'pretrain' if a.stage == 1 else 'train'}.json"
+    c.data.sources.main.images = f"{a.root}/data"
+    c.data.batching = "pad"
     c.data.template = "plain" if a.stage == 1 else "v1"
     c.data.batch = 16 if a.stage == 1 or smoke else 32
     c.data.length = 128
-    c.data.threads = 2
+    c.data.workers, c.data.threads = 0, 2
     c.data.cache_features = f"{a.root}/features_{a.arm}"
     c.checkpoint.every = 4 if smoke else 100
     c.log_every = 2 if smoke else 20

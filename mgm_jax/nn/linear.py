@@ -1,8 +1,12 @@
 """The only places that create kernels: Linear, Embed and Conv.
 
 Kernels are two-dimensional, `[in, out]`, and applied by one `jnp.dot` (heads are split by a reshape
-afterwards), so that conversion is a transpose, one pair of logical axes describes each matrix and
-adapters can intercept every multiplication. `axes` are logical names (see `sharding.RULES`).
+afterwards), so that conversion is a transpose and one pair of logical axes describes each matrix.
+`axes` are logical names (see `sharding.RULES`).
+
+The parameter tree decides what a Linear computes: beside its kernel there may be an adapter
+(`mgm_jax.lora`), and a kernel may be there quantised (`mgm_jax.quantize`). Neither is made by
+`init`; without them there is no trace of either.
 """
 
 from __future__ import annotations
@@ -13,19 +17,46 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mgm_jax.ops import quant
+
 
 def _param(module: nn.Module, name: str, init: Callable, axes: tuple, shape: tuple) -> jax.Array:
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
+def weight(module: nn.Module, name: str, init: Callable, axes: tuple, shape: tuple):
+    """The parameter of that name, or the `quant.Quantized` that the tree has in its place."""
+    found = _quantized(module, name)
+    return _param(module, name, init, axes, shape) if found is None else found
+
+
+def _quantized(module: nn.Module, name: str) -> quant.Quantized | None:
+    for scheme in quant.SCHEMES:
+        if module.has_variable("params", f"{name}_{scheme}"):
+            parts = (f"{name}_{scheme}", f"{name}_{scheme}_scale")
+            return quant.Quantized(*(module.get_variable("params", n) for n in parts), scheme)
+    return None
+
+
+def as_array(kernel, dtype):
+    """What `weight` gave, as an array."""
+    if isinstance(kernel, quant.Quantized):
+        return quant.dequantize(kernel, dtype)
+    return kernel.astype(dtype)
+
+
 def matmul(x, kernel):
-    """x [..., in], kernel [in, out] -> [..., out] in x's dtype, as one two-dimensional product.
+    """x [..., in], kernel [in, out] or Quantized -> [..., out] in x's dtype, one flat product.
 
     Flat on purpose: XLA's CPU backend runs the weight gradient of a flat product three times as
     fast as that of one with several leading axes.
     """
-    y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype))
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    flat = x.reshape(-1, x.shape[-1])
+    if isinstance(kernel, quant.Quantized):
+        y = quant.matmul(flat, kernel)
+    else:
+        y = jnp.dot(flat, kernel.astype(x.dtype))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def torch_linear_init(key, shape, dtype=jnp.float32):
@@ -44,7 +75,12 @@ def fan_in_init(key, shape, dtype=jnp.float32):
 
 
 class Linear(nn.Module):
-    """x [..., in] -> [..., features] in x's dtype: `x . kernel (+ bias)`."""
+    """x [..., in] -> [..., features] in x's dtype: `x . kernel (+ x . A . B) (+ bias)`.
+
+    A and B are `lora_a` [in, r] and `lora_b` [r, features] (arXiv 2106.09685), where the tree has
+    them; B carries the adapter's scale (`lora.adapters.active`). Where there is a `lora_dropout`
+    [], a rate, and a random number generator "dropout", A sees x with so much of it dropped.
+    """
 
     features: int
     axes: tuple[str | None, str | None]
@@ -53,12 +89,35 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = _param(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
-        y = matmul(x, kernel)
+        shape = (x.shape[-1], self.features)
+        y = matmul(x, weight(self, "kernel", self.kernel_init, self.axes, shape))
+        if self.has_variable("params", "lora_a"):
+            a, b = self._adapter()
+            y = y + matmul(matmul(self._dropped(x), a), b)
         if self.use_bias:
             bias = _param(self, "bias", nn.initializers.zeros, self.axes[1:], (self.features,))
             y = y + bias.astype(x.dtype)
         return y
+
+    def whole_kernel(self, dtype):
+        """kernel (+ A . B) as one matrix [in, features], for who multiplies by it elsewhere."""
+        kernel = _quantized(self, "kernel")
+        if kernel is None:
+            kernel = self.get_variable("params", "kernel")
+        kernel = as_array(kernel, dtype)
+        if self.has_variable("params", "lora_a"):
+            kernel = kernel + jnp.dot(*self._adapter()).astype(dtype)
+        return kernel
+
+    def _adapter(self):
+        return (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+
+    def _dropped(self, x):
+        if not (self.has_variable("params", "lora_dropout") and self.has_rng("dropout")):
+            return x
+        keep = 1 - self.get_variable("params", "lora_dropout")
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / keep, 0).astype(x.dtype)
 
 
 class Embed(nn.Module):

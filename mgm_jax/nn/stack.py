@@ -5,10 +5,19 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+_saved = jax.checkpoint_policies
+_attention = _saved.save_only_these_names("attention")  # what the kernel's backward pass reads
 REMAT_POLICIES = {
     "none": None,  # keep every activation
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": _saved.nothing_saveable,  # but the layers' inputs
+    "attention": _attention,
+    "qkv": _saved.save_only_these_names("attention", "query", "key", "value"),
+    "dots": _saved.dots_with_no_batch_dims_saveable,  # the products with weights
+    "dots+attention": _saved.save_from_both_policies(
+        _saved.dots_with_no_batch_dims_saveable, _attention
+    ),
+    # As "dots", in the memory of the host: it has a hundred times the room, at PCIe's speed.
+    "offload": _saved.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -27,7 +36,7 @@ def stack(block: type[nn.Module], depth: int, *, remat: str = "none", scan: bool
     return nn.scan(
         block,
         variable_axes={"params": 0},
-        split_rngs={"params": True, "drop_path": True},
+        split_rngs={"params": True, "drop_path": True, "dropout": True},
         in_axes=(nn.broadcast, 0),
         out_axes=0,
         length=depth,

@@ -38,6 +38,22 @@ def split_crops(x, grid: int):
     return jnp.swapaxes(x, -4, -3).reshape(*lead, grid**2, height // grid, width // grid, c)
 
 
+def join_crops(x, grid: int):
+    """The inverse of `split_crops`: [..., g*g, h, w, C] -> [..., g*h, g*w, C]."""
+    *lead, _, h, w, c = x.shape
+    x = jnp.swapaxes(x.reshape(*lead, grid, grid, h, w, c), -4, -3)
+    return x.reshape(*lead, grid * h, grid * w, c)
+
+
+def resize_matrix(n_in: int, n_out: int, dtype) -> np.ndarray:
+    """What `resize_bilinear` does along one axis, as a matrix [n_in, n_out]."""
+    low, high, weight = _taps(n_in, n_out, np.dtype(dtype).name)
+    matrix = np.zeros((n_in, n_out), dtype)
+    np.add.at(matrix, (low, np.arange(n_out)), 1 - weight)
+    np.add.at(matrix, (high, np.arange(n_out)), weight)
+    return matrix
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _lerp_axis(x, n_out: int, axis: int):
     """Gather the two taps of each output position along one axis and mix them.
@@ -65,10 +81,7 @@ def _lerp_fwd(x, n_out: int, axis: int):
 def _lerp_bwd(n_out: int, axis: int, n_in: int, g):
     if n_in == n_out:
         return (g,)
-    low, high, weight = _taps(n_in, n_out, g.dtype.name)
-    matrix = np.zeros((n_in, n_out), g.dtype)
-    np.add.at(matrix, (low, np.arange(n_out)), 1 - weight)
-    np.add.at(matrix, (high, np.arange(n_out)), weight)
+    matrix = resize_matrix(n_in, n_out, g.dtype)
     return (jnp.moveaxis(jnp.tensordot(g, matrix, axes=(axis, 1)), -1, axis),)
 
 

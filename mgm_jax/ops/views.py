@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from mgm_jax.ops.resize import resize_bilinear, split_crops
+from mgm_jax.ops.resize import resize_bilinear, resize_matrix, split_crops
 
 
 def normalise(pixels, spec):
@@ -48,7 +48,7 @@ def views(pixels, spec):
 
 
 def pack_views(x, spec):
-    """A picture or feature map [..., g*h, g*w, C] -> its views [..., g*g (+1), h, w, C].
+    """A picture [..., g*h, g*w, C] -> its views [..., g*g (+1), h, w, C].
 
     Crops row-major, then, with `use_global`, the whole resized to h x w in float32 and cast back
     (MGM_SPEC 2.2 steps 5 and 6, 4.3).
@@ -58,3 +58,21 @@ def pack_views(x, spec):
         return crops
     whole = resize_bilinear(x, crops.shape[-3:-1]).astype(x.dtype)
     return jnp.concatenate([crops, whole[..., None, :, :, :]], axis=-4)
+
+
+def whole_view(maps, grid: int):
+    """Feature maps [B, h_i, h_i, c_i], the finest first -> the global view's part of each,
+    [B, h_0 / g, h_0 / g, c_i]: resized to the finest, then to the view (MGM_SPEC 2.2 step 5).
+
+    Both in one product an axis, so that no map of the finest's size is made of the others.
+    """
+    size = maps[0].shape[1]
+
+    def one(x):
+        precise = jnp.promote_types(x.dtype, jnp.float32)
+        to_finest = resize_matrix(x.shape[1], size, precise)
+        matrix = to_finest @ resize_matrix(size, size // grid, precise)  # [h_i, h_0 / g]
+        rows = jnp.einsum("bhwc,hi->biwc", x, matrix, preferred_element_type=precise)
+        return jnp.einsum("biwc,wj->bijc", rows, matrix).astype(x.dtype)
+
+    return tuple(one(x) for x in maps)

@@ -1,11 +1,14 @@
 """Mixture of experts against a loop over tokens; its load-balancing loss against its formula."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mgm_jax.ops.moe import balance_loss, dispatch, expert_mlp, route, router_load
+from mgm_jax.ops.moe import balance_loss, expert_mlp, route, router_load
 
 T, E, K, D, F = 11, 4, 2, 6, 5
 RNG = np.random.default_rng(0)
@@ -30,34 +33,105 @@ def by_loop(x, logits):
     return out
 
 
-def ours(x, logits, kernels):
+def ours(x, logits, kernels, form="ragged"):
     weights, chosen, _ = route(logits, K)
-    return dispatch(expert_mlp(*kernels, jax.nn.silu), x, weights, chosen, E)
+    y = expert_mlp(x[None], weights[None], chosen[None], kernels, jax.nn.silu, form)
+    return y[0]
 
 
+def dense(x, logits, kernels):
+    """All experts computed for every token."""
+    weights, chosen, _ = route(logits, K)
+    gate, up, down = kernels
+    h = jax.nn.silu(jnp.einsum("td,edf->etf", x, gate)) * jnp.einsum("td,edf->etf", x, up)
+    y = jnp.einsum("etf,efd->etd", h, down)
+    share = (jax.nn.one_hot(chosen, E) * weights[..., None]).sum(1)  # [t, E]
+    return jnp.einsum("te,etd->td", share, y)
+
+
+def pull(f, *args):
+    return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2)))(*args)
+
+
+@pytest.mark.parametrize("form", ["ragged", "gmm"])
 @pytest.mark.parametrize("bias", [0, 20])  # 20: one expert takes part in every token
-def test_dropless_dispatch(bias):
+def test_dropless_dispatch(bias, form):
     logits = LOGITS + bias * (np.arange(E) == 1).astype(np.float32)
-    found = jax.jit(ours)(X, logits, (W_GATE, W_UP, W_DOWN))
+    found = jax.jit(ours, static_argnums=3)(X, logits, (W_GATE, W_UP, W_DOWN), form)
     np.testing.assert_allclose(found, by_loop(X, logits), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_equal_those_of_all_experts_computed_densely():
-    def dense(x, logits, kernels):
-        weights, chosen, _ = route(logits, K)
-        gate, up, down = kernels
-        h = jax.nn.silu(jnp.einsum("td,edf->etf", x, gate)) * jnp.einsum("td,edf->etf", x, up)
-        y = jnp.einsum("etf,efd->etd", h, down)
-        share = (jax.nn.one_hot(chosen, E) * weights[..., None]).sum(1)  # [t, E]
-        return jnp.einsum("te,etd->td", share, y)
-
-    def scalar(f):
-        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2)))
-
+@pytest.mark.parametrize("form", ["ragged", "gmm"])
+def test_gradients_equal_those_of_all_experts_computed_densely(form):
     args = X, LOGITS, (W_GATE, W_UP, W_DOWN)
-    found, expected = scalar(ours)(*args), scalar(dense)(*args)
+    found, expected = pull(lambda *a: ours(*a, form), *args), pull(dense, *args)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
+
+
+def wide_case(rows=4, length=150, width=192):
+    """More than one tile of pairs, in rows; one expert that no token chooses."""
+    rng = np.random.default_rng(1)
+    x, logits, gate, up, down = (
+        rng.normal(size=size).astype(np.float32) * scale
+        for size, scale in (
+            ((rows, length, D), 1),
+            ((rows, length, E), 1),
+            ((E, D, width), 0.3),
+            ((E, D, width), 0.3),
+            ((E, width, D), 0.1),
+        )
+    )
+    logits[..., 2] -= 50
+    return x, logits, (gate, up, down)
+
+
+def rows_form(form):
+    def run(x, logits, kernels):
+        weights, chosen, _ = route(logits, K)
+        return expert_mlp(x, weights, chosen, kernels, jax.nn.silu, form)
+
+    return run
+
+
+def same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max() + 1e-9)
+
+
+def test_the_kernel_equals_ragged_dot():
+    same(pull(rows_form("gmm"), *wide_case()), pull(rows_form("ragged"), *wide_case()))
+
+
+def test_what_the_kernel_refuses():
+    with pytest.raises(ValueError, match="moe is 'dense', expected 'auto', 'gmm' or 'ragged'"):
+        rows_form("dense")(*wide_case())
+
+
+MESHED = """
+import sys
+sys.path.insert(0, {here!r})
+import jax
+from test_moe import pull, rows_form, same, wide_case
+from mgm_jax.sharding import make_mesh
+args = wide_case()
+expected = pull(rows_form("ragged"), *args)
+for mesh in ({{"fsdp": 2, "expert": 2, "tensor": 2}}, {{"expert": 4, "tensor": 2}}):
+    with jax.set_mesh(make_mesh(mesh)):
+        same(pull(rows_form("gmm"), *args), expected)
+        for wrong, case in (("3 rows", wide_case(rows=3)), ("width of 190", wide_case(width=190))):
+            try:
+                rows_form("gmm")(*case)
+                raise SystemExit("not refused")
+            except ValueError as e:
+                assert wrong in str(e), e
+"""
+
+
+def test_the_kernel_on_meshes(run_command):
+    code = MESHED.format(here=str(Path(__file__).parent))
+    done = run_command([sys.executable, "-c", code], devices=8)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_routing_is_float32_and_sums_to_one():

@@ -14,9 +14,10 @@ from mgm_jax.configs import common
 from mgm_jax import train
 from mgm_jax.checkpoint import load_checkpoint
 from mgm_jax.data.pipeline import Encoder
-from mgm_jax.data.sources import Record
+from mgm_jax.data.records import PictureFile, Record
 from mgm_jax.models.config import ConvNextConfig
 from mgm_jax.models.convnext import ConvNext
+from mgm_jax.run import prepare
 from mgm_jax.step import make_step
 from mgm_jax.text import IMAGE_ID, load_tokenizer
 from mgm_jax.tree import flatten, unflatten
@@ -106,7 +107,11 @@ def make_batch(empty=()):
     weights[:, 0] = 1
     weights[list(empty)] = 0
     tokens = rng.integers(1, 9, (6, 5)).astype(np.float32)
-    return {"tokens": jnp.asarray(tokens), "loss_weights": jnp.asarray(weights)}
+    return {
+        "tokens": jnp.asarray(tokens),
+        "loss_weights": jnp.asarray(weights),
+        "segments": jnp.ones((6, 5), jnp.int32),
+    }
 
 
 def mean_of(batch, rows):
@@ -126,6 +131,15 @@ def test_loss_reduction(rows):
     assert abs(one_step(batch, microbatch=1)[0] - one_step(batch)[0]) > 1  # they differ
 
 
+def test_rows_without_an_example_do_not_count():
+    """As at the end of a run's last epoch."""
+    batch = make_batch((4, 5))
+    batch["segments"] = batch["segments"].at[4:].set(0)
+    loss, _ = one_step(batch, microbatch=2, nan_on_empty=True)
+    parts = [mean_of(batch, slice(i, i + 2)) for i in (0, 2)]
+    np.testing.assert_allclose(loss, np.mean(parts), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "rows,empty,nan", [(None, (0, 1), False), (2, (0, 1), True), (2, (0,), False)]
 )
@@ -140,7 +154,7 @@ def test_nan_loss_on_empty(rows, empty, nan):
 
 def record(question, *images):
     talk = [{"from": "human", "value": question}, {"from": "gpt", "value": "Yes, it is."}]
-    return Record("a", images, talk, "data.json record 7")
+    return Record("a", tuple(map(PictureFile, images)), talk, "data.json record 7")
 
 
 def test_records_that_the_original_cannot_train_on(tiny_tokenizer):
@@ -156,7 +170,7 @@ def test_records_that_the_original_cannot_train_on(tiny_tokenizer):
         ValueError, match=r"^data.json record 7: 2 placeholders, but 1 picture\(s\)"
     ):
         talk = two.conversations + record("<image> again").conversations
-        encode(Record("a", ("a.jpg",), talk, "data.json record 7"))
+        encode(Record("a", (PictureFile("a.jpg"),), talk, "data.json record 7"))
     whole, short = (
         plain(record("<image>\nSame?", "a.jpg")),
         encode(record("<image>\nSame?", "a.jpg")),
@@ -190,7 +204,7 @@ def test_records_that_the_original_cannot_train_on(tiny_tokenizer):
 def test_bad_switches_of_a_run(values, words, tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as caught:
-        train.prepare(tiny_config(**values))
+        prepare(tiny_config(**values))
     assert words in str(caught.value)
 
 

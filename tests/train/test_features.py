@@ -11,8 +11,12 @@ import pytest
 from mgm_jax import train
 from mgm_jax.checkpoint import CheckpointError
 from mgm_jax.data.images import ImageError
+from mgm_jax.data.records import PictureFile
 from mgm_jax.features import cache_features
 from mgm_jax.models.config import MgmConfig
+from mgm_jax.program import abstract_model
+from mgm_jax.run import prepare
+from mgm_jax.settings import TrainingError
 
 
 def losses(workdir):
@@ -23,7 +27,7 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def model(tiny_config):
     cfg = MgmConfig.from_dict(tiny_config().model.to_dict())
-    module, batch, shapes, _ = train.abstract_model(cfg)
+    module, batch, shapes, _ = abstract_model(cfg)
     import flax.linen as nn
 
     return module, nn.unbox(jax.jit(module.init)(jax.random.key(0), batch)["params"])
@@ -34,7 +38,7 @@ def pictures(tiny_demo, tmp_path):
     """Five copied pictures."""
     files = sorted((tiny_demo / "data" / "images" / "train").iterdir())[:5]
     (tmp_path / "pictures").mkdir()
-    return [shutil.copy(file, tmp_path / "pictures") for file in files]
+    return [PictureFile(shutil.copy(file, tmp_path / "pictures")) for file in files]
 
 
 def when(directory):
@@ -53,10 +57,12 @@ def test_bfloat16_features(tiny_config, tmp_path):
     """Of bfloat16 towers, as a run in bfloat16 without the cache has them."""
     settings = dict(dtype="bfloat16", frozen_dtype="bfloat16")
     config = tiny_config(data__cache_features=str(tmp_path / "features"), **settings)
-    run = train.prepare(config)
-    plain = train.prepare(tiny_config(**settings))
+    run = prepare(config)
+    plain = prepare(tiny_config(**settings))
     batch, found = next(plain.batches(0)), next(run.batches(0))
-    towers = jax.jit(lambda p, x: plain.model.apply({"params": p}, x, method="tower_features"))
+    towers = jax.jit(
+        lambda p, x: plain.program.model.apply({"params": p}, x, method="tower_features")
+    )
     expected = towers(plain.frozen, batch["images"][0])
     assert found["features"]["clip"].dtype == "bfloat16"
     jax.tree.map(
@@ -94,10 +100,10 @@ def test_computed_again_only_when_something_has_changed(model, pictures, tmp_pat
 
     first, clip = run()
     assert run(paths=pictures[::-1])[0] == first  # in any order
-    os.utime(pictures[1])
+    os.utime(pictures[1].name)
     touched, _ = run()
     assert touched != first
-    shutil.copy(pictures[2], pictures[0])
+    shutil.copy(pictures[2].name, pictures[0].name)
     changed, other = run()
     assert changed != touched and np.abs(other - clip).max() > 1e-3
     projector = jax.tree.map(lambda x: x + 1, params["projector"])
@@ -112,10 +118,11 @@ def test_computed_again_only_when_something_has_changed(model, pictures, tmp_pat
 def test_errors(model, pictures, tmp_path):
     module, params = model
     with pytest.raises(ImageError, match="none.jpg: No such file"):
-        cache_features(tmp_path / "cache", module, params, [*pictures, str(tmp_path / "none.jpg")])
-    with open(pictures[0], "wb") as file:
+        none = PictureFile(str(tmp_path / "none.jpg"))
+        cache_features(tmp_path / "cache", module, params, [*pictures, none])
+    with open(pictures[0].name, "wb") as file:
         file.write(b"\xff\xd8\xff not a picture")
-    with pytest.raises(ImageError, match=os.path.basename(pictures[0])):
+    with pytest.raises(ImageError, match=os.path.basename(pictures[0].name)):
         cache_features(tmp_path / "cache", module, params, pictures)
     assert not (tmp_path / "cache" / "key").exists()
     with pytest.raises(ValueError, match="have no pictures"):
@@ -130,6 +137,6 @@ def test_trained_towers_have_no_cache(tiny_config, tmp_path):
         data__cache_features=str(tmp_path / "cache"),
         optim__schedule=[("(clip|convnext|llm)/.*", {"decay": "cosine"}), (".*", None)],
     )
-    with pytest.raises(train.TrainingError, match="needs frozen towers, but clip/.* is trained"):
+    with pytest.raises(TrainingError, match="needs frozen towers, but clip/.* is trained"):
         train.train(config, tmp_path / "work")
     assert not (tmp_path / "cache").exists()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mgm_jax import optim, train
 from mgm_jax.checkpoint import load_checkpoint
+from mgm_jax.run import prepare
 from mgm_jax.tree import flatten, match_first, merge, unflatten
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "lr_schedule.json").read_text())
@@ -22,6 +23,7 @@ CONSTANT = {"decay": "constant"}
 
 def settings(**values):
     defaults = dict(lr=1e-2, wd=0.0, b1=0.9, b2=0.999, eps=1e-8, clip=None)
+    defaults |= dict(name="adamw", mu_dtype="float32")
     lists = dict(schedule=[(".*", CONSTANT)], lr_mults=[], wd_mults=[])
     return ConfigDict(defaults | lists | values)
 
@@ -89,6 +91,59 @@ def test_adamw_is_pytorchs(clip):
         assert np.abs(expected - start[name]).max() > 1e-2, name
 
 
+def updates_of(cfg, start, steps=30):
+    """Updates of a quadratic's minimisation, step by step."""
+    optimizer = optim.make_optimizer(cfg, optim.make_plan(cfg, list(start), steps))
+    params = unflatten(start)
+    state, found = optimizer.init(params), []
+    for _ in range(steps):
+        updates, state = optimizer.update(params, state, params)  # the gradient of |p|^2 / 2
+        params = optax.apply_updates(params, updates)
+        found.append(flatten(updates))
+    return found, state, flatten(params)
+
+
+def test_adafactor():
+    """Against Adafactor as the paper has it, in numpy: matrices factored, vectors not."""
+    rng = np.random.default_rng(0)
+    start = {"a/kernel": rng.normal(size=(256, 128)), "a/bias": rng.normal(size=128)}
+    start = {n: jnp.asarray(w, jnp.float32) for n, w in start.items()}
+    found, state, _ = updates_of(settings(name="adafactor"), start)
+    for name, w in start.items():
+        p, row, column = np.asarray(w, np.float64), 0.0, 0.0
+        for t, updates in enumerate(found, 1):
+            square, decay = p**2 + 1e-30, 1 - t**-0.8
+            if p.ndim == 2:
+                row = decay * row + (1 - decay) * square.mean(1)
+                column = decay * column + (1 - decay) * square.mean(0)
+                second = np.outer(row / row.mean(), column)
+            else:
+                second = row = decay * row + (1 - decay) * square
+            u = p / np.sqrt(second)
+            u = -1e-2 * u / max(1, np.sqrt((u**2).mean()))
+            np.testing.assert_allclose(updates[name], u, rtol=1e-3, atol=1e-5)
+            p = p + u
+    sizes = [leaf.size for leaf in jax.tree.leaves(state)]
+    assert max(sizes) <= 256  # nothing as large as the matrix
+
+
+def test_a_first_moment_in_bfloat16():
+    start = {"a/kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 8)), jnp.float32)}
+    exact, _, _ = updates_of(settings(), start)
+    found, state, params = updates_of(settings(mu_dtype="bfloat16"), start)
+    kinds = sorted(str(leaf.dtype) for leaf in jax.tree.leaves(state) if leaf.ndim)
+    assert kinds == ["bfloat16", "float32"] and params["a/kernel"].dtype == jnp.float32
+    np.testing.assert_allclose(found[-1]["a/kernel"], exact[-1]["a/kernel"], atol=5e-4)
+
+
+@pytest.mark.parametrize("values", [{"name": "adam"}, {"mu_dtype": "float16"}])
+def test_unknown_optimizers(values):
+    ((key, value),) = values.items()
+    cfg = settings(**values)
+    with pytest.raises(ValueError, match=f"optim.{key} is '{value}', expected one of"):
+        optim.make_optimizer(cfg, optim.make_plan(cfg, ["a"], 5))
+
+
 def test_frozen_parameters_have_no_optimizer_state():
     names = ["clip/a/kernel", "llm/b/kernel", "projector/c/kernel"]
     cfg = settings(schedule=[("projector/.*", CONSTANT), (".*", None)])
@@ -104,11 +159,12 @@ def test_frozen_parameters_have_no_optimizer_state():
 
 def test_training_leaves_frozen_parameters_as_they_were(tiny_config, tmp_path):
     config = tiny_config(steps=3)
-    run = train.prepare(config)
+    run = prepare(config)
     before = jax.tree.map(np.asarray, flatten(run.params()))
     towers = {n for n in before if n.split("/")[0] in ("clip", "convnext")}
     assert (
-        set(flatten(run.frozen)) == towers and run.plan.trainable.keys() == before.keys() - towers
+        set(flatten(run.frozen)) == towers
+        and run.program.plan.trainable.keys() == before.keys() - towers
     )
     sizes = sum(p.size for p in flatten(run.state["params"]).values())
     moments = [leaf for leaf in jax.tree.leaves(run.state["opt"]) if leaf.ndim]

@@ -37,7 +37,7 @@ def test_there_a_step_and_back(tiny_config, tiny_demo, tokenizer, tmp_path):
     from_hf(source, tmp_path / "ours", progress=False)
 
     config = tiny_config(steps=1, data__batch=2, data__length=200, data__template="plain")
-    config.data.json = str(tiny_demo / "data" / "pretrain.json")
+    config.data.sources.main.path = str(tiny_demo / "data" / "pretrain.json")
     config.init = [(".*", str(tmp_path / "ours"))]
     config.model, config.tokenizer = None, str(tokenizer)
     opened = [name for name, _ in common.open_towers(4, clip=False)]

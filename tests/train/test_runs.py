@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mgm_jax.checkpoint import load_checkpoint
+from mgm_jax.settings import TrainingError
 from mgm_jax.tree import flatten
 
 EVERY_STEP = "--config.log_every=1"
@@ -87,7 +88,7 @@ def bad_records(tiny_demo, tmp_path, change):
     change(records[0])
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(records[:1]))
-    return f"--config.data.json={file}"
+    return f"--config.data.sources.main.path={file}"
 
 
 def set_image(name):
@@ -146,7 +147,7 @@ def train_in_process(train_command, capsys):
         ("--config.data.batch=15", ["data.batch 15"]),
         ("--config.mesh.fsdp=3", ["mesh", "devices"]),
         ("--config.remat=some", ["remat", "some"]),
-        ("--config.data.json=nowhere.json", ["nowhere.json"]),
+        ("--config.data.sources.main.path=nowhere.json", ["nowhere.json"]),
         ("--config.data.template=v7", ["v7"]),
         ("--config.data.length=64", ["64", "train-"]),
     ],
@@ -171,7 +172,7 @@ def test_cached_features_need_frozen_towers(tmp_path, tiny_demo, train_command):
 
     config = demo.get_config(f"stage=2,size=smoke,root={tiny_demo}")
     config.optim.schedule = [(".*", common.COSINE)]
-    with pytest.raises(train.TrainingError, match="frozen towers"):
+    with pytest.raises(TrainingError, match="frozen towers"):
         train.train(config, tmp_path / "work")
 
 

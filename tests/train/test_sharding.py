@@ -11,7 +11,7 @@ from mgm_jax import sharding
 PLACEMENT = """
 import importlib.util, json, sys
 import jax
-from mgm_jax import train
+from mgm_jax.run import prepare
 from mgm_jax.tree import flatten
 
 spec = importlib.util.spec_from_file_location("tiny", sys.argv[1])
@@ -23,7 +23,7 @@ for mesh in json.loads(sys.argv[2]):
     config.mesh.update(mesh)
     if "tensor" in mesh:  # and of a stack, some layers
         config.optim.schedule = [("llm/layers[0]/.*", None), *config.optim.schedule]
-    run = train.prepare(config)
+    run = prepare(config)
     params = flatten(run.state["params"])
     kinds = {n: [p] for n, p in params.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(run.state["opt"]):

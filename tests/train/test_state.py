@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from mgm_jax import train
-from mgm_jax.checkpoint import CheckpointError, TrainingState, load_checkpoint
+from mgm_jax.checkpoint import CheckpointError, load_checkpoint
+from mgm_jax.run import prepare
+from mgm_jax.settings import TrainingError, fingerprint
+from mgm_jax.training_state import TrainingState
 from mgm_jax.tree import flatten
 
 # Kills its own process when Python raises an audit event about a path that has all these parts.
@@ -121,31 +124,43 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", list(DAMAGE))
-def test_a_damaged_state_is_one_error(kind, finished, tiny_config, tmp_path):
+def test_a_damaged_state_is_said_and_an_older_one_taken(
+    kind, finished, tiny_config, tmp_path, capsys
+):
     workdir = tmp_path / "work"
     shutil.copytree(finished, workdir)
-    DAMAGE[kind](workdir / "state" / "6")
-    with pytest.raises(CheckpointError) as caught:
+    shutil.rmtree(workdir / "model")
+    damaged = workdir / "state" / "6"
+    DAMAGE[kind](damaged)
+    train.train(tiny_config(), workdir)
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if line.startswith("WARNING: ")]
+    assert line.startswith(f"WARNING: {damaged}: unreadable training state ("), line
+    assert "resumed at step 4" in said
+    assert_same(params(finished), params(workdir))
+    assert {d.name for d in (workdir / "state").iterdir()} == {"4", "6"}
+    train.train(tiny_config(), workdir)  # the damaged one was replaced
+    said = capsys.readouterr().err
+    assert "resumed at step 6" in said and "WARNING" not in said
+
+
+def test_where_every_state_is_damaged_nothing_begins_anew(finished, tiny_config, tmp_path):
+    workdir = tmp_path / "work"
+    shutil.copytree(finished, workdir)
+    truncate(workdir / "state")
+    with pytest.raises(CheckpointError, match="state/6: unreadable training state"):
         train.train(tiny_config(), workdir)
-    message = str(caught.value)
-    assert message.startswith(f"{workdir / 'state' / '6'}: unreadable training state ("), message
-    assert "\n" not in message
-    if kind == "truncated":  # what the message advises
-        shutil.rmtree(workdir / "state" / "6")
-        shutil.rmtree(workdir / "model")
-        train.train(tiny_config(), workdir)
-        assert_same(params(finished), params(workdir))
 
 
 def test_what_is_not_finite_is_never_saved(tiny_config, tmp_path):
     config = tiny_config(
         steps=9, optim__lr=1e30, optim__clip=0.0, checkpoint__every=1, log_every=100
     )
-    with pytest.raises(train.TrainingError, match=r"at step \d; the newest state in .*state is of"):
+    with pytest.raises(TrainingError, match=r"at step \d; the newest state in .*state is of"):
         train.train(config, tmp_path)
     assert not (tmp_path / "model").exists()
-    states = TrainingState(tmp_path / "state", keep=2, fingerprint=train.fingerprint(config))
-    step, run = states.latest(), train.prepare(config)
+    states = TrainingState(tmp_path / "state", keep=2, fingerprint=fingerprint(config))
+    (step, _), run = states.latest(), prepare(config)
     found = states.restore(step, jax.eval_shape(lambda: run.state))
     for leaf in jax.tree.leaves(found):
         assert np.isfinite(leaf).all()

@@ -1,0 +1,47 @@
+"""Where activations lie on a mesh: the constraints that models state, on their leading axis."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mgm_jax.ops import mesh
+
+
+def split_pictures(x):
+    """x [P, ...] as `split_rows` has it, and over the tensor axis besides: no weight of a tower is
+    split there, so that its devices would all do the same."""
+    return _split(x, (*mesh.BATCH_AXES, "tensor"))
+
+
+def slot_parts(groups: int, slots: int, limit: int | None) -> int:
+    """Parts to work on a batch's picture slots in, so that no device has more than `limit` pictures
+    (or one slot of each of its groups) at a time."""
+    own = groups / mesh.axis_size(*mesh.BATCH_AXES) * slots / mesh.axis_size("tensor")
+    return min(slots, math.ceil(own / limit)) if limit else 1
+
+
+def pad_slots(images, parts: int = 1):
+    """[G, M, ...] -> [G, M', ...], zeros behind: slots that divide into `parts`, each of which
+    `split_pictures` can split over the tensor axis of the mesh in context."""
+    missing = -images.shape[1] % (parts * mesh.axis_size("tensor"))
+    return jnp.pad(images, [(0, 0), (0, missing)] + [(0, 0)] * (images.ndim - 2))
+
+
+def split_rows(x):
+    """x [B, ...], its first axis split over the batch axes of the mesh in context, the rest free.
+
+    Without such a mesh, and where B does not divide, x as it is.
+    """
+    return _split(x, mesh.BATCH_AXES)
+
+
+def _split(x, axes: tuple[str, ...]):
+    shards = mesh.axis_size(*axes)
+    if shards == 1 or x.shape[0] % shards:
+        return x
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))

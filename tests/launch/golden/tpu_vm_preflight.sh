@@ -1,0 +1,1 @@
+gcloud compute tpus queued-resources ssh run1 --node=all --worker=all '--command=cd mgm_jax_code && .venv/bin/python -m launch.preflight --config configs/demo.py:stage=2 '"'"'--config.data.sources.main.path=gs://mine/a b.json'"'"' --workdir=gs://mine/run1' --zone=us-west4-a --project=mine
