@@ -1,120 +1,98 @@
-"""`mgm-jax chat DIR`: a conversation about pictures in a terminal."""
+"""A conversation with a model about pictures: its state. No terminal, no commands."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import sys
-from collections.abc import Callable
-from pathlib import Path
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 
-from mgm_jax.data.images import ImageError, load_image
-from mgm_jax.switches import choose
+from PIL import Image
 
-HELP = """\
-/image FILE   talk about this picture (starts a new conversation)
-/clear        forget the conversation and the picture
-/help         this text
-/quit         leave (or end of input)
-Anything else is a question."""
+from mgm_jax.generate.pictures import Shown
+from mgm_jax.generate.prompts import Request
+from mgm_jax.generate.sampling import Sampling
+from mgm_jax.text import IMAGE_TEXT, Turn
+
+# (request, how to draw) -> the answer's text, in pieces as they are made.
+Stream = Callable[[Request, Sampling], Iterator[str]]
 
 
+@dataclasses.dataclass
 class Chat:
-    """The state of a conversation: its pictures and its turns. `cli_eos`: what ends an answer."""
+    """The history that is sent with every question.
 
-    def __init__(self, model, max_new_tokens: int, cli_eos: str = "family"):
-        self.model = model
-        self.max_new_tokens = max_new_tokens
-        self.cli_eos = cli_eos
-        self.clear()
+    turns: the texts as the model read them, with a placeholder for each picture.
+    images: the pictures of the turns, in order; pending: those of the next question.
+    system: takes the place of the template's system text, if not None.
+    """
+
+    stream: Stream
+    sampling: Sampling = Sampling()
+    system: str | None = None
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    images: list[Shown] = dataclasses.field(default_factory=list)
+    pending: list[Shown] = dataclasses.field(default_factory=list)
 
     def clear(self) -> None:
-        self.turns: list[tuple[str, str]] = []
-        self.images: list = []
+        """Forgets turns and pictures; keeps settings and the system text."""
+        self.turns, self.images, self.pending = [], [], []
 
-    def show(self, files: list[str]) -> None:
-        """Starts anew with these pictures; ImageError leaves the conversation as it was."""
-        images = [load_image(Path(f).expanduser()) for f in files]
-        self.clear()
-        self.images = images
+    def ask(self, question: str, suffix: str = "") -> Iterator[str]:
+        """Streams the answer to a question about all pictures so far; `suffix` goes behind it.
 
-    def ask(self, question: str) -> str:
-        from mgm_jax.generate.engine import Request
-
-        request = Request([*self.turns, ("user", question)], self.images)
-        options = {"max_new_tokens": self.max_new_tokens, "cli_eos": self.cli_eos}
-        answer = self.model.generate([request], **options)[0]
-        self.turns += [("user", question), ("assistant", answer)]
-        return answer
-
-
-def respond(chat: Chat, line: str) -> str | None:
-    """One line of input -> what to print; None ends the chat. Errors are text, not exceptions."""
-    command, _, rest = line.strip().partition(" ")
-    if not command:
-        return ""
-    try:
-        if command == "/quit":
-            return None
-        if command == "/help":
-            return HELP
-        if command == "/clear":
-            chat.clear()
-            return "cleared"
-        if command == "/image":
-            chat.show([rest.strip()])
-            return f"looking at {rest.strip()}"
-        if command.startswith("/"):
-            return f"unknown command {command}; /help lists the commands"
-        return chat.ask(line.strip())
-    except (ImageError, ValueError, OSError) as error:
-        return f"error: {error}"
-
-
-def loop(chat: Chat, read: Callable[[], str]) -> None:
-    """Reads and answers lines until /quit or the end of input."""
-    print("Ask about a picture: /image FILE, then a question. /help lists the commands.")
-    while True:
+        Turns and pictures join the history when the answer ends, or is stopped by closing the
+        iterator or by Ctrl-C, with the text up to there. An error, or no text at all, leaves the
+        history and the pending pictures as they were.
+        """
+        suffix = suffix.replace(IMAGE_TEXT, "")  # text that OCR read is no placeholder
+        turn = Turn("user", place_pictures(question, len(self.pending)) + suffix)
+        answer = ""
+        pieces = self._answer([*self.turns, turn], [*self.images, *self.pending])
         try:
-            reply = respond(chat, read())
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if reply is None:
-            return
-        if reply:
-            print(reply, flush=True)
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    answer += piece
+                    yield piece
+        except (KeyboardInterrupt, GeneratorExit):
+            self._keep(turn, answer)
+            raise
+        self._keep(turn, answer)
+
+    def ask_about(self, question: str, picture: Image.Image) -> str:
+        """The answer to one question about one picture, outside of this conversation."""
+        turn = Turn("user", place_pictures(question, 1))
+        return "".join(self._answer([turn], [Shown("", picture)])).strip()
+
+    def _answer(self, turns: Sequence[Turn], images: Sequence[Shown]) -> Iterator[str]:
+        system = [] if self.system is None else [("system", self.system)]
+        request = Request([*system, *number_pictures(turns)], [i.picture for i in images])
+        return self.stream(request, self.sampling)
+
+    def _keep(self, turn: Turn, answer: str) -> None:
+        answer = answer.replace(IMAGE_TEXT, "").strip()
+        if answer:
+            self.turns += [turn, Turn("assistant", answer)]
+            self.images += self.pending
+            self.pending = []
 
 
-def parse_switches(items: list[str], faithful: bool = False) -> tuple[dict, dict]:
-    """["cli_eos=tokenizer", ...] -> (switches of `load`, those of the chat); ValueError."""
-    given = {}
-    for item in items:
-        name, sign, value = item.partition("=")
-        if not sign:
-            raise ValueError(f"--switch {item!r}: expected NAME=VALUE")
-        given[name] = value
-    both = choose(("model", "load", "chat"), faithful, given)
-    ours = choose("chat", faithful)
-    return {n: v for n, v in both.items() if n not in ours}, {n: both[n] for n in ours}
+def place_pictures(question: str, count: int) -> str:
+    """The question with a placeholder for each of `count` pictures: in front, a line each, or where
+    the question itself has them; ValueError if it has another number."""
+    found = question.count(IMAGE_TEXT)
+    if found not in (0, count):
+        raise ValueError(f"found {found} {IMAGE_TEXT} in the question, but {count} new picture(s)")
+    return question if found else f"{IMAGE_TEXT}\n" * count + question
 
 
-def with_template(model, cli_auto_template: str):
-    """The model, in the template that the original's command line takes for it (MGM_SPEC 7.3)."""
-    wrong = cli_auto_template == "vicuna_v1" and model.template == "llama_3"
-    return dataclasses.replace(model, template="v1") if wrong else model
-
-
-def main(args) -> None:
-    """`args`: directory, dtype, image (list), question, max_new_tokens, faithful, switch (list)."""
-    from mgm_jax.api import load
-
-    switches, ours = parse_switches(args.switch, args.faithful)
-    model = load(args.directory, dtype=args.dtype, switches=switches)
-    model = with_template(model, ours["cli_auto_template"])
-    chat = Chat(model, args.max_new_tokens, ours["cli_eos"])
-    if args.image:
-        chat.show(args.image)
-    if args.question:
-        print(chat.ask(args.question))
-        return
-    loop(chat, lambda: input("> " if sys.stdin.isatty() else ""))
+def number_pictures(turns: Sequence[Turn]) -> list[Turn]:
+    """`<image>` -> `Image k:<image>`, if there are several (MGM_SPEC 5.7)."""
+    if sum(turn.text.count(IMAGE_TEXT) for turn in turns) < 2:
+        return list(turns)
+    number = itertools.count(1)
+    return [
+        Turn(role, re.sub(IMAGE_TEXT, lambda _: f"Image {next(number)}:{IMAGE_TEXT}", text))
+        for role, text in turns
+    ]

@@ -1,178 +1,400 @@
-"""Batched greedy generation: prefill, then one compiled decoding loop over a KV cache.
+"""Continuous batching: requests join and leave a batch of slots while the others go on.
 
-B requests, T prompt tokens (right-padded), S = T + new cache slots. Decoded tokens share cache
-slots T, T + 1, ... across the batch; positions are each row's own, so padding changes nothing.
+A round of the engine (`step`) reads the prompts of waiting requests into free slots, decodes some
+tokens for all occupied slots in one compiled loop, and hands on what was drawn. An answer depends
+on its request alone, not on its neighbours, its slot or the time of its arrival.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
-import functools
+import itertools
 import logging
-from collections.abc import Sequence
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from jax.sharding import Mesh
 
-from mgm_jax.data.examples import Example, batch_rows, cut, expand
 from mgm_jax.data.images import load_image, to_hr
-from mgm_jax.models.decoder import empty_cache
-from mgm_jax.models.mgm import Mgm
-from mgm_jax.text import IGNORE, IMAGE_TEXT, Turn, encode_prompt, get_template, stop_rule
+from mgm_jax.generate.device import Device, Prompt
+from mgm_jax.generate.prefix import Lru, picture_hash, prefix_of
+from mgm_jax.generate.prompts import Request
+from mgm_jax.generate.sampling import Sampling
+from mgm_jax.generate.stats import Stats
+from mgm_jax.generate.text_stream import TextStream
+from mgm_jax.generate.tickets import Answer, Delta, Full, Ticket
+from mgm_jax.text import get_template, stop_rule
 
 _log = logging.getLogger(__name__)
-BUCKET = 32  # prompt lengths are rounded up to a multiple of this, so that few shapes compile
+BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+GREEDY = Sampling()
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One conversation to continue: `messages` are (role, text), the last one the user's.
+@dataclasses.dataclass
+class Job:
+    """A request that waits to be read, or whose answer is being written."""
 
-    `images` are paths, files or PIL pictures, one for each `<image>` in the texts in order; if no
-    text has one, they go in front of the first user turn, as in training.
+    ticket: Ticket
+    prompt: Prompt
+    stream: TextStream
+    reused: int = 0
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    margins: list[float] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Answers requests with a loaded model (`api.LoadedModel`).
+
+    slots: answers that are written at a time. max_length: tokens of a prompt (pictures included)
+    and its answer. mesh: that of the parameters; slots have to divide by its batch axes.
+    prefill_buckets: prompt lengths that compile; prefill_batch: prompts read at a time;
+    decode_steps: tokens between two looks at the queue. queue: requests that wait at most.
+    prefix_bytes, picture_bytes: memory for beginnings of prompts and for visual tokens that may be
+    asked about again; 0 keeps none. cli_eos: see `text.stop_rule`.
+
+    `step` and `answers` drive it in the caller's thread; `start` does so in a thread of its own
+    until `close`, which a `with` block calls. ValueError for sizes that do not fit.
     """
 
-    messages: Sequence[tuple[str, str]]
-    images: Sequence[Any] = ()
-
-    def turns(self) -> list[Turn]:
-        """The turns with their placeholders; ValueError if they do not match the pictures."""
-        turns = [Turn(*m) for m in self.messages]
-        found = sum(text.count(IMAGE_TEXT) for _, text in turns)
-        if not found and self.images and turns:
-            role, text = turns[0]
-            turns[0] = Turn(role, f"{IMAGE_TEXT}\n" * len(self.images) + text)
-        elif found != len(self.images):
-            raise ValueError(
-                f"request: {found} {IMAGE_TEXT} in the messages, but {len(self.images)} picture(s)"
+    def __init__(
+        self,
+        model,
+        *,
+        slots: int = 8,
+        max_length: int = 2048,
+        mesh: Mesh | None = None,
+        prefill_buckets: Sequence[int] = BUCKETS,
+        prefill_batch: int = 4,
+        decode_steps: int = 8,
+        queue: int = 1024,
+        prefix_bytes: int = 2**28,
+        picture_bytes: int = 2**28,
+        cli_eos: str = "family",
+    ):
+        sizes = dict(slots=slots, max_length=max_length, prefill_batch=prefill_batch)
+        sizes |= dict(decode_steps=decode_steps, queue=queue)
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        self.model, self.max_length, self.queue = model, max_length, queue
+        self.cli_eos = cli_eos
+        self._template = get_template(model.template)
+        self._stop, self._stop_strings = stop_rule(self._template, model.tokenizer, cli_eos)
+        self._mesh = mesh
+        with self._on_mesh():
+            self.device = Device(
+                model.module,
+                model.params,
+                slots=slots,
+                max_length=max_length,
+                mesh=mesh,
+                buckets=prefill_buckets,
+                batch=prefill_batch,
+                steps=decode_steps,
+                stop=self._stop,
+                prefixes=Lru(prefix_bytes),
+                pictures=Lru(picture_bytes),
             )
-        return turns
+        self.stats = Stats(slots=slots)
+        self._running: dict[int, Job] = {}  # slot -> its job; changed in rounds alone
+        self._round = threading.RLock()
+        self._changed = threading.Condition()  # of the three that follow
+        self._preparing = 0
+        self._ready: collections.deque[Job] = collections.deque()
+        self._closed = False
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="prompts")
+        self._thread: threading.Thread | None = None
 
+    # --- what callers use ---
 
-@functools.partial(jax.jit, static_argnames=("model", "new", "stop"))
-def greedy(model: Mgm, params, batch, *, new: int, stop: tuple[int, ...]):
-    """Prompts of the batch contract -> most likely continuations [B, new] int32.
+    def submit(
+        self,
+        request: Request,
+        sampling: Sampling = GREEDY,
+        on_token: Callable[[Delta], None] | None = None,
+        number: int = 0,
+    ) -> Ticket:
+        """Puts a request in the queue. `on_token` is called with each piece of the answer, from the
+        thread that drives the engine. `number` tells the draws of requests of one seed apart.
 
-    A row ends with the first id of `stop` (kept); what follows is -1.
-    """
-    apply = functools.partial(model.apply, {"params": params})
-    lengths = (batch["segments"] > 0).sum(-1)  # [B]
-    b, t = batch["segments"].shape
-    cache = empty_cache(model.cfg.llm, b, t + new, jnp.dtype(model.dtype))
-    logits, cache = apply(batch, cache, method="prefill")
-    slots = jnp.arange(t + new)
-    prompt = slots < lengths[:, None]  # [B, S]
+        Raises Full when the queue is full, ValueError for beams, RuntimeError after `close`. What
+        is wrong with the request itself comes out of its ticket.
+        """
+        if sampling.num_beams > 1:
+            raise ValueError(
+                f"num_beams is {sampling.num_beams}, expected 1: an engine does not search; "
+                "`LoadedModel.generate` and `mgm-jax predict` do"
+            )
+        ticket = Ticket(request, sampling, number, on_token)
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            if self._preparing + len(self._ready) >= self.queue:
+                raise Full(f"{self.queue} requests wait already")
+            self._preparing += 1
+            self._pool.submit(self._prepare, ticket)
+        return ticket
 
-    def is_stop(token):
-        return jnp.isin(token, jnp.asarray(stop, jnp.int32)) if stop else jnp.zeros(b, bool)
+    def answers(
+        self, requests: Iterable[tuple[Request, Sampling, int]]
+    ) -> Iterator[Answer | Exception]:
+        """Drives the engine through (request, sampling, number)s -> in their order, the answer of
+        each or what ended it. It reads a few requests ahead."""
+        requests, tickets = iter(requests), collections.deque()
+        ahead = min(self.queue, 4 * self.device.count)
+        try:
+            while True:
+                for request, sampling, number in itertools.islice(requests, ahead - len(tickets)):
+                    tickets.append(self.submit(request, sampling, number=number))
+                if not tickets:
+                    return
+                while not tickets[0].done():
+                    self.step()
+                yield tickets.popleft().outcome()
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
 
-    def advance(carry):
-        i, token, done, tokens, cache = carry
-        mask = prompt | ((slots >= t) & (slots <= t + i))
-        logits, cache = apply(token, lengths + i, mask, cache, t + i, method="decode")
-        token = jnp.argmax(logits, -1).astype(jnp.int32)
-        tokens = tokens.at[:, i + 1].set(jnp.where(done, -1, token))
-        return i + 1, token, done | is_stop(token), tokens, cache
+    def warm_up(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Compiles every shape that requests may have. `progress(name, done, of)` is called before
+        each of them, and in the end with the name "ready"."""
+        work = self.device.work()
+        for done, (name, compile_) in enumerate([*work, ("ready", lambda: None)]):
+            self.stats.compiled, self.stats.to_compile = done, len(work)
+            if progress:
+                progress(name, done, len(work))
+            with self._round, self._on_mesh():
+                compile_()
 
-    token = jnp.argmax(logits, -1).astype(jnp.int32)
-    tokens = jnp.full((b, new), -1, jnp.int32).at[:, 0].set(token)
-    carry = (jnp.int32(0), token, is_stop(token), tokens, cache)
-    carry = jax.lax.while_loop(lambda c: (c[0] < new - 1) & ~c[2].all(), advance, carry)
-    return carry[3]
+    def start(self) -> Engine:
+        """Drives the engine in a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name="engine", daemon=True)
+        self._thread.start()
+        return self
 
+    def close(self) -> None:
+        """Ends the thread; what is not answered yet is cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join()
+        self._pool.shutdown()
+        with self._round:
+            for job in [*self._running.values(), *self._ready]:
+                self._finish(job, "cancelled")
+            self._running.clear()
+            self._ready.clear()
 
-def fit(prompt: Example, max_length: int | None, infer_truncate: str) -> Example:
-    """A prompt of at most `max_length` positions, pictures included (MGM_SPEC 2.4, 10.1).
+    def __enter__(self) -> Engine:
+        return self
 
-    `infer_truncate`: what happens to a longer one: "error" (ValueError), "warn" (it is used as it
-    is), or "cut", which drops its end in silence, as the original does.
-    """
-    if max_length is None or len(prompt) <= max_length:
-        return prompt
-    if infer_truncate == "cut":
-        return cut(prompt, max_length)
-    message = (
-        f"a prompt has {len(prompt)} tokens with its {len(prompt.images)} picture(s), more than "
-        f"the {max_length} that the model was trained with (tokenizer_model_max_length)"
-    )
-    if infer_truncate == "error":
-        raise ValueError(f"{message}; infer_truncate is 'error', 'warn' would use it all the same")
-    _log.warning("%s", message)
-    return prompt
+    def __exit__(self, *_) -> None:
+        self.close()
 
+    # --- rounds ---
 
-def build_prompts(
-    requests: Sequence[Request],
-    model: Mgm,
-    tokenizer,
-    template,
-    max_length: int | None = None,
-    infer_truncate: str = "error",
-    release: bool = False,
-) -> dict:
-    """Requests -> a batch of right-padded prompts with their pictures (one group)."""
-    examples = []
-    for request in requests:
-        ids = encode_prompt(template, request.turns(), tokenizer, release)
-        prompt = expand(ids, [IGNORE] * len(ids), model.cfg.visual_tokens, request.images)
-        examples.append(fit(prompt, max_length, infer_truncate))
-    longest = max(len(e) for e in examples)
-    slots = max(1, sum(len(e.images) for e in examples))
-    batch, (pictures,) = batch_rows(
-        examples,
-        length=-(-longest // BUCKET) * BUCKET,
-        groups=1,
-        slots=-(-slots // len(requests)) * len(requests),
-        visual_tokens=model.cfg.visual_tokens,
-    )
-    size = model.cfg.image.hr_size
-    images = np.zeros((1, len(pictures), size, size, 3), np.uint8)
-    for m, picture in enumerate(pictures):
-        if picture is not None:
-            if not hasattr(picture, "getpixel"):  # a path or a file, not a PIL picture
-                picture = load_image(picture)
-            images[0, m] = to_hr(picture, model.cfg.image)
-    return batch | {"images": images}
+    def run(self) -> None:
+        """Rounds until `close`. The error of a round ends the requests in it, not the engine."""
+        while not self._closed:
+            try:
+                busy = self.step()
+            except Exception as error:
+                _log.exception("a round of the engine failed; the requests in it end")
+                self._fail(error)
+                continue
+            with self._changed:
+                if not busy:
+                    self._changed.wait_for(self._has_news)
 
+    def _has_news(self) -> bool:
+        return bool(self._closed or self._preparing or self._ready)
 
-def generate(
-    model: Mgm,
-    params,
-    tokenizer,
-    template: str,
-    requests: Sequence[Request],
-    *,
-    max_new_tokens: int,
-    batch_size: int = 32,
-    progress: bool = False,
-    max_length: int | None = None,
-    infer_truncate: str = "error",
-    llama3_released_prompt: str = "current",
-    cli_eos: str = "family",
-) -> list[str]:
-    """Greedy answers in the order of the requests, without the ids that end them.
+    def step(self) -> bool:
+        """One round; waits if all that there is to do is being prepared. False when there is
+        nothing left to do."""
+        with self._round, self._on_mesh():
+            with self._changed:
+                self.stats.waiting = self._preparing + len(self._ready)
+                if not self._running:
+                    self._changed.wait_for(lambda: self._ready or not self._preparing)
+            self._drop_cancelled()
+            self._admit()
+            if self._running:
+                self._decode()
+            self.stats.rounds += 1
+            self.stats.occupied = len(self._running)
+            with self._changed:
+                self.stats.waiting = self._preparing + len(self._ready)
+                return bool(self._running or self.stats.waiting)
 
-    `max_length`, `infer_truncate`: see `fit`; `cli_eos`: see `text.stop_rule`;
-    `llama3_released_prompt`: see `switches`. Raises ValueError for pictures that do not match their
-    placeholders, ImageError for unreadable ones.
-    """
-    template = get_template(template)
-    release = llama3_released_prompt == "release" and template.name.startswith("llama_3")
-    how = (tokenizer, template, max_length, infer_truncate, release)
-    stop_ids, stop_strings = stop_rule(template, tokenizer, cli_eos)
-    answers = []
-    starts = range(0, len(requests), batch_size)
-    for start in tqdm(starts, desc="answers", unit="batch", disable=not progress):
-        chunk = list(requests[start : start + batch_size])
-        filled = chunk + [chunk[-1]] * (min(batch_size, len(requests)) - len(chunk))
-        batch = build_prompts(filled, model, *how)
-        tokens = greedy(model, params, batch, new=max_new_tokens, stop=tuple(sorted(stop_ids)))
-        for row in np.asarray(tokens)[: len(chunk)]:
-            text = tokenizer.decode([int(i) for i in row if i >= 0 and i not in stop_ids])
-            for stop in stop_strings:
-                text = text.split(stop)[0]
-            answers.append(text.strip())
-    return answers
+    def _on_mesh(self):
+        return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
+
+    def _drop_cancelled(self) -> None:
+        for row, job in list(self._running.items()):
+            if job.ticket.cancelled:
+                self._finish(self._running.pop(row), "cancelled")
+        with self._changed:
+            dropped = [j for j in self._ready if j.ticket.cancelled]
+            for job in dropped:
+                self._ready.remove(job)
+        for job in dropped:
+            self._finish(job, "cancelled")
+
+    def _admit(self) -> None:
+        """Reads waiting prompts into free slots: one group a round while others are answered."""
+        while len(self._running) < self.device.count and (group := self._next_group()):
+            busy = bool(self._running)
+            free = (r for r in range(self.device.count) if r not in self._running)
+            rows = list(itertools.islice(free, len(group)))
+            route = self.device.route(group[0].prompt)
+            for row, job in zip(rows, group, strict=True):
+                self._running[row] = job
+                job.reused = self.device.route(job.prompt).start
+                self.stats.prompt_tokens += len(job.prompt.example)
+                self.stats.reused_tokens += job.reused
+            drawn = self.device.read([j.prompt for j in group], rows, route)
+            for row, token, logprob, margin in zip(rows, *drawn, strict=True):
+                self._take(row, [token], [logprob], [margin])
+            if busy:
+                return
+
+    def _next_group(self) -> list[Job]:
+        """The first that waits, and others that are read in the same way. Of several with the same
+        unread beginning only the first: the others will find it in memory."""
+        most = min(self.device.count - len(self._running), self.device.sizes[-1])
+        with self._changed:
+            if not self._ready:
+                return []
+            group, beginnings = [], set()
+            first = self.device.route(self._ready[0].prompt)
+            for job in list(self._ready):
+                route = self.device.route(job.prompt)
+                same = route.bucket == first.bucket and bool(route.start) == bool(first.start)
+                key = job.prompt.prefix and job.prompt.prefix[1]
+                if not same or (key in beginnings and not route.start):
+                    continue
+                group.append(job)
+                self._ready.remove(job)
+                if key and self.device.prefixes.limit:
+                    beginnings.add(key)
+                if len(group) == most:
+                    break
+            return group
+
+    def _decode(self) -> None:
+        alive = np.zeros(self.device.count, bool)
+        alive[list(self._running)] = True
+        with self._changed:
+            eager = bool(self._ready)
+        drawn = self.device.decode(alive, eager)
+        for row in list(self._running):
+            tokens, logprobs, margins = (x[row].tolist() for x in drawn)
+            count = tokens.index(-1) if -1 in tokens else len(tokens)
+            self._take(row, tokens[:count], logprobs[:count], margins[:count])
+
+    def _take(self, row: int, tokens, logprobs, margins) -> None:
+        """Hands on what was drawn for a slot, and frees it if that ends its answer."""
+        if not tokens:
+            return
+        job = self._running[row]
+        ticket, stream = job.ticket, job.stream
+        before = len(stream.ids)
+        text = stream.push([int(t) for t in tokens])
+        used = len(stream.ids) - before
+        job.logprobs += [float(x) for x in logprobs[:used]]
+        job.margins += [float(x) for x in margins[:used]]
+        self.stats.drew(used)
+        if before == 0:
+            self.stats.first_token_seconds += time.monotonic() - ticket.submitted
+        finish = None
+        if stream.stopped or stream.ids[-1] in self._stop:
+            finish = "stop"
+        elif len(stream.ids) >= job.prompt.left:
+            finish = "length"
+        try:
+            text += stream.finish() if finish else ""
+            wanted = tuple(job.logprobs[before:]) if ticket.sampling.logprobs else None
+            ticket.send(Delta(text, tuple(stream.ids[before:]), wanted))
+        except Exception as error:  # the caller's function
+            self._running.pop(row)
+            self._reject(ticket, error)
+            return
+        if finish:
+            self._finish(self._running.pop(row), finish)
+
+    def _finish(self, job: Job, reason: str) -> None:
+        answer = Answer(
+            text=job.stream.text,
+            ids=tuple(job.stream.ids),
+            finish=reason,
+            prompt_tokens=len(job.prompt.example),
+            reused_tokens=job.reused,
+            logprobs=tuple(job.logprobs) if job.ticket.sampling.logprobs else None,
+            margins=tuple(job.margins),
+        )
+        self.stats.finished[reason] += 1
+        self.stats.seconds += time.monotonic() - job.ticket.submitted
+        job.ticket.end(answer)
+
+    def _reject(self, ticket: Ticket, error: Exception) -> None:
+        self.stats.finished["error"] += 1
+        ticket.end(error)
+
+    def _fail(self, error: Exception) -> None:
+        """After a round that failed: its requests end, and the slots are made anew."""
+        with self._round, self._on_mesh():
+            for job in self._running.values():
+                self._reject(job.ticket, error)
+            self._running.clear()
+            self.device.reset()
+
+    # --- prompts, in threads of their own ---
+
+    def _prepare(self, ticket: Ticket) -> None:
+        try:
+            job = self._job(ticket)
+        except Exception as error:
+            job = None
+            self._reject(ticket, error)
+        with self._changed:
+            self._preparing -= 1
+            if job:
+                self._ready.append(job)
+            self._changed.notify_all()
+
+    def _job(self, ticket: Ticket) -> Job:
+        """Tokens and pictures of a request; ValueError or ImageError where they cannot be used."""
+        example = self.model.encode(ticket.request)
+        if len(example) > self.max_length:
+            raise ValueError(
+                f"a prompt has {len(example)} tokens with its {len(example.images)} picture(s), "
+                f"more than the {self.max_length} of the engine (max_length)"
+            )
+        spec, pixels = self.model.config.image, []
+        for image in example.images:
+            picture = image if hasattr(image, "getpixel") else load_image(image)
+            pixels.append(to_hr(picture, spec))
+        hashes = tuple(map(picture_hash, pixels))
+        room = self.max_length - len(example) + 1  # the last token is not written
+        prompt = Prompt(
+            example,
+            tuple(pixels),
+            hashes,
+            prefix_of(example, hashes),
+            ticket.sampling,
+            ticket.number,
+            min(ticket.sampling.max_new_tokens, room),
+        )
+        stops = (*self._stop_strings, *ticket.sampling.stop)
+        return Job(ticket, prompt, TextStream(self._text, stops))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.model.tokenizer.decode([i for i in ids if i not in self._stop])
