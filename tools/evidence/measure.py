@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,13 @@ class Cost:
     def rate(self, nbytes: int) -> float:
         """Bytes a second."""
         return nbytes / self.seconds
+
+
+def own_peak() -> int:
+    """Bytes that this process held resident at most. Unlike `ru_maxrss` it leaves out what the
+    process that started it held."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 # A process that is small itself: the kernel counts what the parent held into the child's peak.

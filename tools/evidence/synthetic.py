@@ -19,7 +19,7 @@ from mgm_jax.convert.hf_config import hf_config
 from mgm_jax.convert.plan import export_specs
 from mgm_jax.convert.writers import Spec, header, plan_shards
 from mgm_jax.models.config import MgmConfig
-from mgm_jax.train import abstract_model
+from mgm_jax.program import abstract_model
 from mgm_jax.tree import flatten
 
 BLOCK = 16_777_259  # numbers: a prime, so that no two tensors of a layer agree
