@@ -1,8 +1,8 @@
-"""Checkpoints: a self-describing model directory, and the training state of a run.
+"""Checkpoints: self-describing model directories.
 
 Model directory: `mgm.json` (format, model config, template, provenance), `tokenizer/`, `params/`
 (orbax). `mgm.json` is written last, so a directory that has one is whole. Nothing is ever decided
-from the name of a file or folder.
+from the name of a file or folder. A directory is a local folder or a bucket's (gs://...).
 """
 
 from __future__ import annotations
@@ -10,25 +10,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import sys
-from pathlib import Path
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from mgm_jax.convert.families import mgm
-from mgm_jax.models.config import MgmConfig, read_parts, to_dict
+from mgm_jax.distributed import first_process_does
+from mgm_jax.models.config import MgmConfig, build, read_parts, to_dict
+from mgm_jax.quantize.config import QuantConfig, plain_name
 from mgm_jax.text import load_tokenizer
 from mgm_jax.tree import diff, flatten, unflatten
 
 FORMAT = 1
 SMALL = 8 << 20  # bytes of an array that is stored as one chunk whatever its layers
+SAMPLE = 64 << 10  # bytes at a file's begin, middle and end that `content_hash` reads
 KEYS = ("model", "template", "tokenizer", "provenance")  # of mgm.json, beside "format"
 
 
@@ -49,21 +55,38 @@ class Checkpoint:
     tokenizer: Any
     template: str | None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    quantization: QuantConfig | None = None
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """The absolute path. A bucket's is that already; `absolute()` would make it a local one."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.absolute()
 
 
 @contextlib.contextmanager
-def writing(directory: str | Path, what: str = "the checkpoint"):
+def writing(directory: epath.PathLike, what: str = "the checkpoint"):
     """Turns a full disk or a read-only place into one CheckpointError that names it."""
     try:
         yield
-    except OSError as e:
-        reason = os.strerror(e.errno) if e.errno else str(e)
+    except Exception as e:
+        if (reason := why_unwritten(e)) is None:
+            raise
         raise CheckpointError(f"{directory}: cannot write {what} ({reason})") from e
-    except (ValueError, RuntimeError) as e:  # tensorstore reports the same failures as these
-        if "os_error_code" in str(e):
-            line = str(e).splitlines()[0]
-            raise CheckpointError(f"{directory}: cannot write {what} ({line})") from e
-        raise
+
+
+def why_unwritten(error: BaseException) -> str | None:
+    """What the system said, if it is what kept a file from being written; tensorstore hides it in
+    an error of another kind."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else first_line(error)
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 @functools.cache
@@ -80,6 +103,7 @@ def hush_stragglers() -> None:
             show(event)
 
     sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
     def keep(record):
         return not record.exc_info or not re.search("/(orbax|asyncio)/", record.pathname)
@@ -96,28 +120,37 @@ def layer_chunks(config: MgmConfig | dict[str, Any], params) -> dict[str, Any]:
     stacked = {rule.ours: rule.stacked for rule in mgm.rules(config)}
 
     def one(name, array):
-        axes = stacked.get(name, 0) if array.nbytes > SMALL else 0
+        axes = stacked.get(plain_name(name), 0) if array.nbytes > SMALL else 0
         return ocp.SaveArgs(shard_axes=tuple(range(axes)))
 
     return unflatten({name: one(name, array) for name, array in flatten(params).items()})
 
 
-def save_checkpoint(directory: str | Path, checkpoint: Checkpoint) -> None:
-    """Writes a model directory; an older one at that place is replaced."""
-    directory = Path(directory).absolute()
-    with writing(directory):
+def save_checkpoint(directory: epath.PathLike, checkpoint: Checkpoint) -> None:
+    """Writes a model directory; an older one at that place is replaced.
+
+    Every process of a run calls it: each writes the shards that its devices hold. CheckpointError
+    where it cannot be written.
+    """
+    directory = place(directory)
+
+    def clear():
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "mgm.json").unlink(missing_ok=True)
         for part in ("params", "tokenizer"):
-            shutil.rmtree(directory / part, ignore_errors=True)
+            (directory / part).rmtree(missing_ok=True)
+
+    with writing(directory):
+        first_process_does(clear)
         with ocp.StandardCheckpointer() as checkpointer:
             chunks = layer_chunks(checkpoint.config, checkpoint.params)
             checkpointer.save(directory / "params", checkpoint.params, save_args=chunks)
-        write_description(directory, checkpoint)
+        first_process_does(lambda: write_description(directory, checkpoint))
 
 
-def write_description(directory: Path, checkpoint: Checkpoint) -> None:
+def write_description(directory: epath.PathLike, checkpoint: Checkpoint) -> None:
     """Writes all of a model directory but `params/`, and `mgm.json` last."""
+    directory = epath.Path(directory)
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(directory / "tokenizer")
     description = {
@@ -127,23 +160,25 @@ def write_description(directory: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": "tokenizer" if checkpoint.tokenizer is not None else None,
         "provenance": checkpoint.provenance,
     }
+    if checkpoint.quantization:
+        description["quantization"] = dataclasses.asdict(checkpoint.quantization)
     _write_json(directory, description)
 
 
-def _write_json(directory: Path, description: dict[str, Any]) -> None:
+def _write_json(directory: epath.Path, description: dict[str, Any]) -> None:
     partial = directory / "mgm.json.partial"
     partial.write_text(json.dumps(description, indent=2) + "\n")
-    partial.rename(directory / "mgm.json")
+    partial.replace(directory / "mgm.json")
 
 
-def rewrite_provenance(directory: str | Path, provenance: dict[str, Any]) -> None:
+def rewrite_provenance(directory: epath.PathLike, provenance: dict[str, Any]) -> None:
     """Replaces what `mgm.json` says of the weights' origin, and nothing else."""
-    _write_json(Path(directory), describe(directory) | {"provenance": provenance})
+    _write_json(epath.Path(directory), describe(directory) | {"provenance": provenance})
 
 
-def describe(directory: str | Path) -> dict[str, Any]:
+def describe(directory: epath.PathLike) -> dict[str, Any]:
     """The contents of `mgm.json`; CheckpointError if missing, unreadable or of another format."""
-    file = Path(directory) / "mgm.json"
+    file = epath.Path(directory) / "mgm.json"
     try:
         description = json.loads(file.read_text())
     except FileNotFoundError:
@@ -160,7 +195,21 @@ def describe(directory: str | Path) -> dict[str, Any]:
     return description
 
 
-def whole_model(directory: str | Path) -> MgmConfig:
+def quantization_of(description: dict[str, Any]) -> QuantConfig | None:
+    """How the parameters of a model directory are quantised, from its `describe`. ValueError."""
+    found = description.get("quantization")
+    return build(QuantConfig, found, "quantization") if found else None
+
+
+def refuse_quantized(directory: epath.PathLike, description: dict[str, Any]) -> None:
+    """CheckpointError for a quantised model, where plain weights are needed."""
+    if found := quantization_of(description):
+        raise CheckpointError(
+            f"{directory} is quantised ({found.scheme}); this needs the model that it was made from"
+        )
+
+
+def whole_model(directory: epath.PathLike) -> MgmConfig:
     """The config in `mgm.json`; CheckpointError if the directory holds only parts of a model."""
     config = read_parts(describe(directory)["model"])
     if isinstance(config, MgmConfig):
@@ -171,106 +220,105 @@ def whole_model(directory: str | Path) -> MgmConfig:
     )
 
 
-def load_checkpoint(directory: str | Path, shardings=None) -> Checkpoint:
+def load_checkpoint(directory: epath.PathLike, shardings=None) -> Checkpoint:
     """Reads a model directory; `shardings` (a tree like the parameters) places them on a mesh."""
-    directory = Path(directory).absolute()
+    directory = place(directory)
     description = describe(directory)
     config = read_parts(description["model"])
     tokenizer = description["tokenizer"]
+    with _reading(directory / "params"):
+        shapes = stored_shapes(directory)
+        if shardings is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = dict.fromkeys(shapes, here)
+        else:
+            shardings = flatten(shardings)
+        wanted = {
+            n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=shardings[n])
+            for n, s in shapes.items()
+        }
+        params = restore_tree(directory / "params", unflatten(wanted))
     return Checkpoint(
         config=config,
-        params=_load_params(directory / "params", shardings),
+        params=params,
         tokenizer=load_tokenizer(directory / tokenizer) if tokenizer else None,
         template=description["template"],
         provenance=description["provenance"],
+        quantization=quantization_of(description),
     )
 
 
-def _load_params(directory: Path, shardings) -> dict[str, Any]:
+def load_some(
+    directory: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """Reads these parameters of a model directory, and nothing else of it.
+
+    wanted: name -> shape, dtype (values are cast) and sharding. Each process reads what its own
+    devices hold, straight into its place. CheckpointError with every parameter that is missing or
+    of another shape.
+    """
+    directory = place(directory)
+    describe(directory)
+    with _reading(directory / "params"):
+        shapes = stored_shapes(directory)
+    there = {n: shapes[n] for n in wanted if n in shapes}
+    check_params(unflatten(there), unflatten(wanted), str(directory))
+    with _reading(directory / "params"):
+        return flatten(restore_tree(directory / "params", unflatten(wanted)))
+
+
+def stored_shapes(directory: epath.PathLike) -> dict[str, Any]:
+    """name -> shape and dtype of the parameters of a model directory."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return flatten(checkpointer.metadata(place(directory) / "params").item_metadata.tree)
+
+
+def restore_tree(directory: epath.Path, abstract):
+    """Arrays of an orbax tree, placed and cast as these ShapeDtypeStructs say; what `abstract` does
+    not have is not read.
+
+    No process waits for another here: one that cannot read its shards must not leave the others at
+    a barrier.
+    """
+    args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.PyTreeCheckpointHandler().restore(
+        directory, args=ocp.args.PyTreeRestore(abstract, restore_args=args, partial_restore=True)
+    )
+
+
+@contextlib.contextmanager
+def _reading(directory: epath.Path):
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            shapes = checkpointer.metadata(directory).item_metadata.tree
-            if shardings is None:
-                here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                shardings = jax.tree.map(lambda _: here, shapes)
-            abstract = jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
-            )
-            return checkpointer.restore(directory, abstract)
-    except Exception as e:
-        line = (str(e).splitlines() or [repr(e)])[0]
-        raise CheckpointError(f"{directory}: unreadable parameters ({line})") from e
+        yield
+    except Exception as e:  # whatever a damaged file makes orbax and its parts raise
+        raise CheckpointError(f"{directory}: unreadable parameters ({first_line(e)})") from e
+
+
+def content_hash(directory: epath.PathLike) -> str:
+    """What tells the parameters of a model directory from others, without reading all of them.
+
+    A sha256 over the name and size of each file of `params/` (of all files, if that is missing: an
+    original's) and 64 KiB of its begin, middle and end: so it takes seconds also where 70 GB lie in
+    a bucket. A copy of the files has the same one.
+    """
+    root = place(directory)
+    root = root / "params" if (root / "params").is_dir() else root
+    files = [epath.Path(d) / name for d, _, names in root.walk() for name in names]
+
+    def sampled(file: epath.Path) -> tuple[str, int, str]:
+        size, digest = file.stat().length, hashlib.sha256()
+        with file.open("rb") as stream:
+            for start in sorted({0, max(0, (size - SAMPLE) // 2), max(0, size - SAMPLE)}):
+                stream.seek(start)
+                digest.update(stream.read(SAMPLE))
+        return str(file.relative_to(root)), size, digest.hexdigest()
+
+    with _reading(root), ThreadPoolExecutor(32) as pool:
+        found = sorted(pool.map(sampled, files))
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def check_params(found, expected, where: str) -> None:
     """CheckpointError with every missing, unexpected or misshapen parameter."""
     if lines := diff(flatten(expected), flatten(found)):
         raise CheckpointError(f"{where} does not fit the model:\n  " + "\n  ".join(lines))
-
-
-class TrainingState:
-    """The states of a run by step: trainable parameters, optimizer state, data position.
-
-    Frozen parameters are not stored: they come from the run's `init` again. `fingerprint` (the
-    run's configuration) must be the same when a run is resumed.
-    """
-
-    def __init__(self, directory: str | Path, *, keep: int, fingerprint: str):
-        self.directory = Path(directory).absolute()
-        self.fingerprint = fingerprint
-        with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, enable_async_checkpointing=False
-                ),
-                item_names=("state", "run"),
-            )
-
-    def latest(self) -> int:
-        """The newest step, 0 if there is none; CheckpointError if another configuration made it."""
-        step = self._manager.latest_step()
-        if step is None:
-            return 0
-        args = ocp.args.Composite(run=ocp.args.JsonRestore())
-        with self._reading(step) as where:
-            found = self._manager.restore(step, args=args)["run"]["fingerprint"]
-        if found != self.fingerprint:
-            raise CheckpointError(
-                f"{where} belongs to a run with another configuration; use another workdir, or "
-                "delete it to start anew"
-            )
-        return step
-
-    def save(self, step: int, state) -> None:
-        run = {"step": step, "fingerprint": self.fingerprint}
-        with writing(self.directory):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)
-                ),
-            )
-            self._manager.wait_until_finished()
-
-    def restore(self, step: int, abstract):
-        """The state at `step`, placed as the ShapeDtypeStructs of `abstract` say."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        with self._reading(step):
-            return self._manager.restore(step, args=args)["state"]
-
-    @contextlib.contextmanager
-    def _reading(self, step: int):
-        where = self.directory / str(step)
-        try:
-            yield where
-        except Exception as e:  # whatever a damaged file makes orbax and its parts raise
-            line = (str(e).splitlines() or [repr(e)])[0]
-            raise CheckpointError(
-                f"{where}: unreadable training state ({line}); delete it to resume from an older "
-                "one"
-            ) from e
-
-    def close(self) -> None:
-        self._manager.close()

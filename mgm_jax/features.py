@@ -1,7 +1,7 @@
 """A cache of the frozen towers' features on disk (trainer option `data.cache_features`).
 
 One `.bin` a feature array, row = picture, memory-mapped. `key` is written last and says what the
-rows were computed from: tower parameters, image spec, pictures (path, size, time of change).
+rows were computed from: tower parameters, image spec, pictures (name and `stamp`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mgm_jax.checkpoint import writing
 from mgm_jax.data.images import ImageError
 from mgm_jax.data.pipeline import Pictures
+from mgm_jax.data.records import Picture
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.tree import flatten
 
@@ -28,15 +29,15 @@ TOWERS = ("clip", "convnext")
 
 @dataclasses.dataclass(frozen=True)
 class CachedFeatures:
-    """Paths of a batch [G][M] -> {"features": arrays [G, M, ...], "image_mask": [G, M]}."""
+    """Pictures of a batch [G][M] -> {"features": arrays [G, M, ...], "image_mask": [G, M]}."""
 
-    rows: dict[str, int]  # picture path -> row
+    rows: dict[str, int]  # name of a picture -> row
     leaves: tuple[np.ndarray, ...]
     structure: jax.tree_util.PyTreeDef
 
-    def __call__(self, paths: Sequence[Sequence[str | None]]) -> dict:
-        mask = np.array([[p is not None for p in group] for group in paths])
-        rows = [self.rows[p] for group in paths for p in group if p is not None]
+    def __call__(self, pictures: Sequence[Sequence[Picture | None]]) -> dict:
+        mask = np.array([[p is not None for p in group] for group in pictures])
+        rows = [self.rows[p.name] for group in pictures for p in group if p is not None]
         arrays = []
         for leaf in self.leaves:
             out = np.zeros((*mask.shape, *leaf.shape[1:]), leaf.dtype)
@@ -45,34 +46,34 @@ class CachedFeatures:
         return {"features": self.structure.unflatten(arrays), "image_mask": mask}
 
 
-def _key(params, model: Mgm, paths: Sequence[str]) -> str:
+def _key(params, model: Mgm, pictures: Sequence[Picture]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(flatten({t: params[t] for t in TOWERS if t in params}).items()):
         digest.update(name.encode())
         digest.update(np.asarray(value).tobytes())
     digest.update(repr((model.cfg.image, model.cfg.clip, model.cfg.convnext, model.dtype)).encode())
-    for path in paths:
+    for picture in pictures:
         try:
-            stat = Path(path).stat()
+            digest.update(f"{picture.name} {picture.stamp()}".encode())
         except OSError as error:
-            raise ImageError(f"picture {path}: {error.strerror}") from error
-        digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+            raise ImageError(f"picture {picture.name}: {error.strerror}") from error
     return digest.hexdigest()
 
 
 def cache_features(
-    directory: str | Path, model: Mgm, params, paths: Sequence[str], *, batch: int = 16
+    directory: str | Path, model: Mgm, params, pictures: Sequence[Picture], *, batch: int = 16
 ) -> CachedFeatures:
-    """Computes (or reuses, if nothing that they depend on has changed) the features of `paths`.
+    """Computes (or reuses, if nothing that they depend on has changed) the features of `pictures`.
 
-    `params` as the training step has them (their dtype matters). Raises ValueError without paths,
+    `params` as the training step has them (their dtype matters). Raises ValueError without any,
     ImageError for a picture that is missing or corrupt, CheckpointError for a cache that cannot be
     written.
     """
-    directory, paths = Path(directory), sorted(set(paths))
-    if not paths:
+    directory = Path(directory)
+    pictures = [p for _, p in sorted({p.name: p for p in pictures}.items())]
+    if not pictures:
         raise ValueError("data.cache_features: the records have no pictures, expected at least one")
-    key, key_file = _key(params, model, paths), directory / "key"
+    key, key_file = _key(params, model, pictures), directory / "key"
     towers = {"params": {t: params[t] for t in TOWERS if t in params}}
     compute = jax.jit(lambda towers, x: model.apply(towers, x, method="tower_features"))
     size = model.cfg.image.hr_size
@@ -84,10 +85,10 @@ def cache_features(
         read = Pictures(model.cfg.image)
 
         def pixels_from(start):
-            names = paths[start : start + batch]
-            return read([names + [None] * (batch - len(names))])["images"][0]
+            some = pictures[start : start + batch]
+            return read([some + [None] * (batch - len(some))])["images"][0]
 
-        starts = range(0, len(paths), batch)
+        starts = range(0, len(pictures), batch)
         with contextlib.ExitStack() as stack:
             stack.enter_context(writing(directory, "the tower features"))
             directory.mkdir(parents=True, exist_ok=True)
@@ -99,14 +100,14 @@ def cache_features(
             ready = pool.submit(pixels_from, 0)
             for start in tqdm(starts, desc="tower features", unit="batch", mininterval=2):
                 found = compute(towers, ready.result())
-                if start + batch < len(paths):
+                if start + batch < len(pictures):
                     ready = pool.submit(pixels_from, start + batch)
                 for out, leaf in zip(outs, jax.tree.leaves(found), strict=True):
-                    out.write(np.asarray(leaf)[: len(paths) - start].tobytes())
+                    out.write(np.asarray(leaf)[: len(pictures) - start].tobytes())
         with writing(directory, "the tower features"):
             key_file.write_text(key)
     leaves = tuple(
-        np.memmap(f, s.dtype, "r", shape=(len(paths), *s.shape[1:]))
+        np.memmap(f, s.dtype, "r", shape=(len(pictures), *s.shape[1:]))
         for f, s in zip(files, shapes, strict=True)
     )
-    return CachedFeatures({p: i for i, p in enumerate(paths)}, leaves, structure)
+    return CachedFeatures({p.name: i for i, p in enumerate(pictures)}, leaves, structure)

@@ -1,4 +1,4 @@
-"""AdamW from regex lists: what trains, on which schedule, at which multiple of the rate.
+"""AdamW or Adafactor by regex lists: what trains, on which schedule, at which multiple of the rate.
 
 `schedule`, `lr_mults`, `wd_mults` are lists of (regex, value); the first rule that matches a whole
 parameter name wins. A schedule of None freezes: no gradient, no optimizer state. A rule may take
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mgm_jax.lora.config import NAMES as ADAPTERS
 from mgm_jax.tree import flatten, match_layers, take, unflatten
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -58,6 +60,17 @@ class Plan:
     wd_mults: dict[str, float]
     report: tuple[str, ...]  # one line a parameter or piece
 
+    @property
+    def modules(self) -> set[str]:
+        """Modules of the model (llm, clip, ...) of which something trains."""
+        return {name.split("/")[0] for name in self.trainable}
+
+    @property
+    def whole(self) -> set[str]:
+        """Modules of which more than adapters trains."""
+        own = (n for n in self.trainable if not re.fullmatch(ADAPTERS, n))
+        return {name.split("/")[0] for name in own}
+
     def split(self, params):
         """A parameter tree -> (trainable tree, frozen tree); `tree.merge` is the way back."""
         flat = flatten(params)
@@ -99,11 +112,29 @@ def _pieces(name: str, rows: list):
         yield (f"{name}[{start}:{stop}]" if len(starts) > 1 else name), rows[start]
 
 
+def _adamw(cfg) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, mu_dtype=cfg.mu_dtype)
+
+
+def _adafactor(cfg) -> optax.GradientTransformation:
+    """Second moments of matrices as a row and a column, and updates of at most 1 in the root mean
+    square (arXiv 1804.04235)."""
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor}
+MOMENT_DTYPES = ("float32", "bfloat16")
+
+
 def make_optimizer(cfg, plan: Plan) -> optax.GradientTransformation:
-    """AdamW over the trainable tree. `cfg`: lr, wd, b1, b2, eps, clip (global norm, or None)."""
+    """An update of the trainable tree. `cfg`: name (`OPTIMIZERS`), lr, wd, clip (global norm, or
+    None), and for AdamW b1, b2, eps, mu_dtype (of the first moment). ValueError for others."""
+    if cfg.name not in OPTIMIZERS:
+        raise ValueError(f"optim.name is {cfg.name!r}, expected one of {list(OPTIMIZERS)}")
+    if cfg.mu_dtype not in MOMENT_DTYPES:
+        raise ValueError(f"optim.mu_dtype is {cfg.mu_dtype!r}, expected one of {MOMENT_DTYPES}")
     clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
-    adam = optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps)
-    return optax.chain(*clip, adam, _decay_and_scale(cfg.lr, cfg.wd, plan))
+    return optax.chain(*clip, OPTIMIZERS[cfg.name](cfg), _decay_and_scale(cfg.lr, cfg.wd, plan))
 
 
 def steps_done(opt_state) -> jax.Array:

@@ -18,7 +18,8 @@ import numpy as np
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.rules import export_params
 from mgm_jax.data.examples import Example, batch_rows, cut, expand
-from mgm_jax.generate.engine import BUCKET, greedy
+from mgm_jax.generate.batches import greedy
+from mgm_jax.generate.prompts import BUCKET
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.text import IGNORE, IMAGE_ID
@@ -28,7 +29,8 @@ jit = functools.partial(jax.jit, static_argnames="module")
 
 
 @jit
-def _towers(params, lr, hr, *, module: Mgm):
+def tower_features(params, lr, hr, *, module: Mgm):
+    """Normalised views, as `encode_images` takes them -> the towers' features, not yet mined."""
     return module.apply({"params": params}, lr, hr, method="encode_views")
 
 
@@ -65,7 +67,9 @@ def encode_images(module: Mgm, params, lr, hr):
     mined and tokens [P, N, C] (MGM_SPEC 2.2). ValueError for pictures of another shape.
     """
     lr, hr = check_pictures(module.cfg, lr, hr)
-    tokens, out = _visual_tokens(params, _towers(params, lr, hr, module=module), module=module)
+    tokens, out = _visual_tokens(
+        params, tower_features(params, lr, hr, module=module), module=module
+    )
     if module.cfg.image.grid > 1:
         clip = out["clip_features"]
         shape = (len(lr), module.cfg.image.crops, -1, clip.shape[-1])
@@ -132,12 +136,12 @@ def pictures_of_rows(rows, pictures: int) -> list[list[int]]:
 def make_batch(cfg: MgmConfig, rows, labels, pictures: int, max_length: int | None):
     """Rows of ids -> a right-padded batch without pictures, its length rounded up to few sizes."""
     n = cfg.visual_tokens
-    examples = [
-        dataclasses.replace(merge_row(*row, n, max_length), images=())
+    found = [
+        [dataclasses.replace(merge_row(*row, n, max_length), images=())]
         for row in zip(rows, labels, strict=True)
     ]
-    length = -(-max(map(len, examples)) // BUCKET) * BUCKET
-    batch, _ = batch_rows(examples, length=length, groups=1, slots=1, visual_tokens=n)
+    length = -(-max(len(e) for (e,) in found) // BUCKET) * BUCKET
+    batch, _ = batch_rows(found, length=length, groups=1, slots=1, visual_tokens=n)
     for index, shown in zip(batch["visual_index"], pictures_of_rows(rows, pictures), strict=True):
         if shown:
             index[index >= 0] += shown[0] * n
@@ -149,7 +153,7 @@ def _prepare(module: Mgm, params, rows, labels, lr, hr, max_length):
     if lr is not None and len(lr):
         lr, hr = check_pictures(module.cfg, lr, hr)
         batch = make_batch(module.cfg, rows, labels, len(lr), max_length)
-        features = _towers(params, lr, hr, module=module)
+        features = tower_features(params, lr, hr, module=module)
         batch["features"] = jax.tree.map(lambda f: f[None], features)
     else:
         batch = make_batch(module.cfg, rows, labels, 0, max_length)

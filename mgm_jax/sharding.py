@@ -8,12 +8,11 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mgm_jax.ops.mesh import AXES, BATCH_AXES
 from mgm_jax.tree import flatten, unflatten
-
-AXES = ("data", "fsdp", "expert", "tensor")
-BATCH_AXES = ("data", "fsdp", "expert")  # what the rows of a batch are split over
 
 RULES = {
     "layers": None,
@@ -22,7 +21,7 @@ RULES = {
     "mlp": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
-    "expert": "expert",
+    "expert_mlp": ("expert", "tensor"),  # a part of every expert, so that all are equally busy
     "vis_embed": "fsdp",
     "vis_mlp": None,
     "vis_heads": None,
@@ -46,7 +45,24 @@ def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
     if math.prod(sizes) != devices.size or min(sizes) < 1:
         raise ValueError(f"mesh {dict(shape)} does not fit {devices.size} devices")
     # Auto: on the Explicit meshes that jax.make_mesh builds by default, constraints raise.
-    return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(devices: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """Devices as an array of `sizes`: on TPUs neighbours on the torus, and slices along "data"."""
+    flat = devices.ravel().tolist()
+    if getattr(flat[0], "platform", "") != "tpu":
+        return devices.reshape(sizes)
+    slices = len({getattr(d, "slice_index", 0) for d in flat})
+    if slices == 1:
+        return create_device_mesh(sizes, flat, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh.data is {sizes[0]}, expected a multiple of the {slices} slices that it spans"
+        )
+    inside = [sizes[0] // slices, *sizes[1:]]
+    across = [slices] + [1] * (len(sizes) - 1)
+    return create_hybrid_device_mesh(inside, across, flat, allow_split_physical_axes=True)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -54,18 +70,32 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(rows: int, mesh: Mesh) -> None:
-    """ValueError unless `rows` divides over the mesh's batch axes."""
-    if rows % batch_shards(mesh):
-        raise ValueError(
-            f"data.batch {rows} does not divide over {batch_shards(mesh)} batch shards "
-            f"(mesh {dict(mesh.shape)})"
-        )
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Every array of a batch is split on its first axis (rows or groups)."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def held_groups(mesh: Mesh, groups: int) -> tuple[int, ...]:
+    """Which of a batch's groups this process's devices hold."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((groups,)).values()
+    return tuple(sorted({g for (s,) in slices for g in range(*s.indices(groups))}))
+
+
+def place_batch(batch, mesh: Mesh, groups: int, held: tuple[int, ...]):
+    """Host arrays of the groups `held` (leading axis: rows or groups) -> arrays of all groups."""
+
+    def place(x):
+        each = x.shape[0] // len(held)  # rows of a group, or 1
+        shape = (groups * each, *x.shape[1:])
+
+        def shard(index):
+            start, stop, _ = index[0].indices(shape[0])
+            first = held.index(start // each) * each
+            return x[first : first + stop - start]
+
+        return jax.make_array_from_callback(shape, batch_sharding(mesh), shard)
+
+    return jax.tree.map(place, batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -94,24 +124,26 @@ def param_shardings(shapes, axes, mesh: Mesh):
         spec, used = [], set()
         for size, axis in zip(shape, flat_axes[name], strict=True):
             target = RULES[axis] if axis else None
-            fits = target and target not in used and size % mesh.shape[target] == 0
+            over = (target,) if isinstance(target, str) else target or ()
+            fits = over and not used & set(over)
+            fits = fits and size % math.prod(mesh.shape[a] for a in over) == 0
             spec.append(target if fits else None)
-            used.add(target)
+            used |= set(over)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return unflatten({n: one(n, s.shape) for n, s in flatten(shapes).items()})
 
 
-def opt_shardings(opt_shapes, params: Mapping[str, jax.ShapeDtypeStruct], shardings, mesh: Mesh):
+def opt_shardings(opt_shapes, params: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh):
     """Shardings of an optimizer state: a leaf whose path ends in a parameter's path, with its
-    shape, takes its sharding; everything else is replicated. `params`, `shardings`: flat dicts."""
+    shape, takes its sharding; everything else is replicated. `params`: a flat dict."""
 
     def one(path, leaf):
         names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
         for i in range(len(names)):
             name = "/".join(names[i:])
             if name in params and params[name].shape == leaf.shape:
-                return shardings[name]
+                return params[name].sharding
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, opt_shapes)

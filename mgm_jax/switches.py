@@ -6,10 +6,11 @@ nobody says. `where` is who reads a switch:
     text      `encode_record(**switches)`; the `switches` of a training config
     training  the `switches` of a training config
     optim     `optim.clip` of a training config
-    model     `load(switches=...)`; the `switches` of a training config
-    load      `load(switches=...)`: what `LoadedModel.generate` does
+    model     `load(switches=...)`; the `switches` of a training or eval config
+    load      `load(switches=...)`, the `switches` of an eval config: how prompts are made
     chat      `mgm-jax chat --switch NAME=VALUE`
-    serve, eval  what does not exist yet: asking for such a switch is an error
+    eval      the `switches` of an eval config
+    serve     what does not exist yet: asking for such a switch is an error
 
 `faithful=True` in any of these places takes the left column of all the switches that act there.
 """
@@ -41,7 +42,7 @@ class Switch(NamedTuple):
             raise ValueError(f"{prefix}{self.name} is {value!r}, expected {expected}")
 
 
-FUTURE = ("serve", "eval")
+FUTURE = ("serve",)
 SWITCHES = (
     # The role in the header of llama_3's answers: the released weights were trained with "system".
     Switch("llama3_assistant_header", "text", "system", "assistant", "system"),
@@ -78,8 +79,9 @@ SWITCHES = (
     # A prompt beyond tokenizer_model_max_length: cut in silence (MGM_SPEC 2.4), or refused, or used
     # with a warning.
     Switch("infer_truncate", "load", "cut", "error", "error", ("warn",)),
-    # Periods that TextVQA's scorer removes from an answer; None: all (MGM_SPEC 8.2).
-    Switch("m4c_period_count", "eval", 32, None, None),
+    # Periods that TextVQA's scorer removes from an answer; None: all (MGM_SPEC 8.2). Scores are to
+    # equal the original's.
+    Switch("m4c_period_count", "eval", 32, None, 32),
     # Beside appendix D. "refuse": a record that does not fit is an error. "accept": nothing about
     # pictures or empty turns is checked, "<image>" is a word in a record without a picture, what is
     # too long is cut.

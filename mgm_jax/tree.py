@@ -6,6 +6,7 @@ differently it is cut into pieces, whose names end in their rows: `clip/layers/n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -52,6 +53,13 @@ def merge(*trees: Mapping) -> dict[str, Any]:
     for name, parts in pieces.items():
         flat[name] = jnp.concatenate([parts[start] for start in sorted(parts)])
     return unflatten(flat)
+
+
+def nbytes(shape: Sequence[int], dtype) -> int:
+    """Bytes of an array, of which int4 packs two elements into one."""
+    dtype = jnp.dtype(dtype)
+    bits = jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
+    return -(-math.prod(shape) * bits // 8)
 
 
 def base_name(name: str) -> str:

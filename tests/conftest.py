@@ -14,9 +14,13 @@ import pytest
 
 def pytest_configure(config):
     """One compilation cache for the session's processes: most of them compile the same step."""
+    if hasattr(config, "workerinput"):
+        return  # pytest-xdist's process has the environment of the one that started it
     cache = tempfile.mkdtemp(prefix="mgm_jax_tests_")
     config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    # Where libtpu is installed, a process that looks for TPUs keeps `mgm-jax plan` from it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
@@ -102,6 +106,43 @@ TINY = dict(  # a model that compiles in seconds
 )
 
 
+WORDS = "which what digit is on the card and the colour of the left one please tell".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("tokenizer"))
+
+
+def make_tiny_model(directory):
+    """TINY with random weights and a tokenizer, as `load` gives one, float32; its answers differ by
+    the question and the picture."""
+    import jax
+    import numpy as np
+
+    from mgm_jax.api import LoadedModel
+    from mgm_jax.models.config import MgmConfig
+    from mgm_jax.program import abstract_model
+    from mgm_jax.text import get_template, train_tokenizer
+    from mgm_jax.tree import flatten, unflatten
+
+    rng = np.random.default_rng(0)
+    texts = [get_template("v1").system] * 3 + [" ".join(rng.choice(WORDS, 8)) for _ in range(100)]
+    tokenizer = train_tokenizer(texts, directory / "tokenizer.model", 400, legacy=False)
+    values = copy.deepcopy(TINY)
+    values["llm"]["vocab_size"] = 400
+    module, _, shapes, _ = abstract_model(MgmConfig.from_dict(values), dtype="float32")
+
+    def draw(name, shape):  # norms near 1, products that keep the size of what they are given
+        values = rng.normal(size=shape).astype(np.float32)
+        if name.endswith("scale"):
+            return 1 + 0.1 * values
+        return values * shape[-2] ** -0.5 if name.endswith("kernel") else values
+
+    params = unflatten({n: draw(n, s.shape) for n, s in flatten(shapes).items()})
+    return LoadedModel(module, jax.device_put(params), tokenizer, "v1", {})
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_demo, tmp_path_factory):
     from mgm_jax.text import SentencePieceTokenizer
@@ -123,11 +164,13 @@ def tiny_config(tiny_demo, tiny_tokenizer):
         c.tokenizer = str(tiny_tokenizer)
         c.dtype = c.frozen_dtype = "float32"
         c.remat = "none"
-        c.data.json = str(tiny_demo / "data" / "train.json")
-        c.data.images = str(tiny_demo / "data")
+        c.data.sources.main.path = str(tiny_demo / "data" / "train.json")
+        c.data.sources.main.images = str(tiny_demo / "data")
+        c.data.template = "v1"
+        c.data.batching = "pad"
         c.data.batch = 8
         c.data.length = 96
-        c.data.threads = 0
+        c.data.workers = c.data.threads = 0
         c.checkpoint.every = 2
         c.log_every = 1
         for key, value in values.items():
@@ -135,6 +178,25 @@ def tiny_config(tiny_demo, tiny_tokenizer):
         return c
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_tokenizer, tmp_path_factory):
+    """The directory of a random float32 model of TINY."""
+    import flax.linen as nn
+    import jax
+
+    from mgm_jax.checkpoint import Checkpoint, save_checkpoint
+    from mgm_jax.models.config import MgmConfig
+    from mgm_jax.program import abstract_model
+    from mgm_jax.text import load_tokenizer
+
+    cfg = MgmConfig.from_dict(TINY)
+    model, batch, _, _ = abstract_model(cfg)
+    params = jax.jit(lambda key: nn.unbox(model.init(key, batch)["params"]))(jax.random.key(0))
+    directory = tmp_path_factory.mktemp("base")
+    save_checkpoint(directory, Checkpoint(cfg, params, load_tokenizer(tiny_tokenizer), "v1"))
+    return directory
 
 
 @pytest.fixture(scope="session")

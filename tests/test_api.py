@@ -1,5 +1,6 @@
 """A checkpoint as a user meets it: load, generate, chat, save; and the errors of each."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from PIL import Image
 import mgm_jax
 from mgm_jax import cli
 from mgm_jax.checkpoint import CheckpointError
-from mgm_jax.data.pipeline import Encoder, Pictures, batches, make_dataset
+from mgm_jax.data.lengths import read_lengths
+from mgm_jax.data.pipeline import Batches, Encoder, Pictures, iterate
+from mgm_jax.data.schedule import Schedule
 from mgm_jax.data.sources import LlavaJson
-from mgm_jax.generate.chat import Chat, respond
 from mgm_jax.models.config import MgmConfig
+from mgm_jax.text import TEMPLATES
 from mgm_jax.tree import flatten, match_first
 
 
@@ -123,22 +126,21 @@ def test_a_full_disk_leaves_no_checkpoint(model, tmp_path):
         mgm_jax.load(tmp_path / "full")
 
 
-def test_chat_commands_and_their_errors(model, tmp_path):
-    picture(5).save(tmp_path / "a.png")
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    chat = Chat(model, max_new_tokens=4)
-    assert respond(chat, f"/image {tmp_path / 'a.png'}").startswith("looking at")
-    answer = respond(chat, "What digit is on the card?")
-    request = mgm_jax.Request([("user", "What digit is on the card?")], [tmp_path / "a.png"])
-    assert answer == model.generate([request], max_new_tokens=4)[0]
-    assert len(chat.turns) == 2
-    assert "broken.png" in respond(chat, f"/image {tmp_path / 'broken.png'}")
-    assert "nothing.png" in respond(chat, "/image nothing.png")
-    assert len(chat.images) == 1 and len(chat.turns) == 2  # errors lose nothing
-    assert "unknown command" in respond(chat, "/dance")
-    assert respond(chat, "/clear") == "cleared" and not chat.turns
-    assert respond(chat, "") == "" and respond(chat, "/quit") is None
-    assert "/image FILE" in respond(chat, "/help")
+def test_a_system_text_of_a_request(model):
+    """It takes the place of the template's; a template without a place for one says so."""
+    asked = [("user", "Hello")]
+    own = TEMPLATES["v1"].system.removesuffix(" ")
+    plain, same, other = model.generate(
+        [
+            mgm_jax.Request([*system, *asked])
+            for system in ([], [("system", own)], [("system", "x")])
+        ],
+        max_new_tokens=8,
+    )
+    assert plain == same != other
+    gemma = dataclasses.replace(model, template="gemma")
+    with pytest.raises(ValueError, match="template gemma has no place for a system text"):
+        gemma.generate([mgm_jax.Request([("system", "x"), *asked])])
 
 
 def test_help_of_every_command(capsys):
@@ -153,13 +155,16 @@ def test_help_of_every_command(capsys):
 def dataset(tiny_demo, model, groups, seed=3):
     source = LlavaJson(tiny_demo / "data" / "train.json", tiny_demo / "data")
     encoder = Encoder("v1", model.tokenizer, model.config.visual_tokens, 128)
+    layout = dict(length=128, rows=8 // groups, groups=groups, batching="pad", seed=seed)
+    lengths = (read_lengths(source, encoder),)
+    schedule = Schedule(lengths, (1.0,), model.config.visual_tokens, **layout)
     pictures = Pictures(model.config.image)
-    return source, make_dataset(source, encoder, pictures, batch=8, groups=groups, seed=seed)
+    return source, Batches(schedule, (source,), encoder, pictures, tuple(range(groups)))
 
 
 def test_batches_are_a_function_of_seed_and_step(tiny_demo, model):
     source, data = dataset(tiny_demo, model, groups=2)
-    iterator = batches(data, 4, threads=2)
+    iterator = iterate(data, 4, threads=2)
     for step in (4, 5, 6):
         for name, value in next(iterator).items():
             np.testing.assert_array_equal(value, data[step][name])

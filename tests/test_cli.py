@@ -43,7 +43,12 @@ def failing(tiny_config_file, tmp_path, capsys):
 HELP = {
     (): ["demo", "train", "chat", "--version"],
     ("demo",): ["--workdir", "--seed", "--size", "--json"],
-    ("chat",): ["--image", "--question", "--max-new-tokens", "--dtype", "directory"],
+    ("chat",): [
+        *("directory", "--image", "--question", "--system", "--max-new-tokens", "--temperature"),
+        *("--top-p", "--top-k", "--max-length", "--seed", "--allow-urls", "--ocr", "--ocr-tokens"),
+        *("--gen", "--gen-backend", "--gen-option", "--gen-dir", "--loop", "--dtype", "--switch"),
+    ],
+    ("eval", "score"): ["--predictions", "--annotations", "--json", "--verdicts", "--submission"],
     ("train",): ["--config", "--workdir", "--config.a.b=v"],
 }
 
@@ -93,8 +98,8 @@ def test_wrong_usage(arguments, capsys):
         ("--config.zzz=1", ["no key 'zzz'"]),
         ("--config.optim.lr=much", ["config.optim.lr", "much"]),
         ("--config.data.template=v7", ["v7", "v1"]),
-        ("--config.data.json=nowhere.json", ["nowhere.json", "does not exist"]),
-        ("--config.data.images=nowhere", ["nowhere", "does not exist"]),
+        ("--config.data.sources.main.path=nowhere.json", ["nowhere.json", "does not exist"]),
+        ("--config.data.sources.main.images=nowhere", ["nowhere", "does not exist"]),
         ("--config.tokenizer=nowhere", ["nowhere", "tokenizer"]),
         ("--config.model.llm.vocab_size=300", ["576 pieces", "llm.vocab_size 300"]),
         ("--config.model.llm.kv_heads=3", ["llm.heads 4", "kv_heads 3"]),
@@ -145,21 +150,24 @@ def test_a_picture_that_breaks_a_run(tiny_demo, tiny_config_file, run_command, t
     record = json.loads((tiny_demo / "data" / "train.json").read_text())[0]
     (tmp_path / "bad.json").write_text(json.dumps([record | {"image": "images/noise.jpg"}]))
     arguments = [f"--config={tiny_config_file}", f"--workdir={tmp_path / 'work'}"]
-    override = f"--config.data.json={tmp_path / 'bad.json'}"
+    override = f"--config.data.sources.main.path={tmp_path / 'bad.json'}"
     done = run_command([*MGM_JAX, "train", *arguments, override])
     assert "noise.jpg" in error_line(done)
     assert not list(tmp_path.glob("work/model*")) and not list(tmp_path.glob("work/state/*"))
 
 
-@pytest.mark.parametrize("kilobytes,where", [(60, "state"), (0, "metrics.jsonl")])
-def test_a_full_disk_stops_a_run(kilobytes, where, tiny_config_file, run_command, tmp_path):
+@pytest.mark.parametrize(
+    "kilobytes,where,words", [(60, "state", "could not be saved"), (0, "index", "cannot write")]
+)
+def test_a_full_disk_stops_a_run(kilobytes, where, words, tiny_config_file, run_command, tmp_path):
     """The operating system's limit on the size of a file stands for the disk's end."""
     arguments = [f"--config={tiny_config_file}", f"--workdir={tmp_path / 'work'}"]
     (tmp_path / "work").mkdir()
     limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
+    arguments.append("--config.checkpoint.retries=(0.0,)")
     done = run_command([*limited, *TRAIN, *arguments])
     line = error_line(done)
-    assert str(tmp_path / "work" / where) in line and "cannot write" in line, line
+    assert str(tmp_path / "work" / where) in line and words in line, line
     assert not list(tmp_path.glob("work/model*"))
     assert not [d for d in tmp_path.glob("work/state/*") if d.name.isdigit()]
     again = run_command([*TRAIN, *arguments])  # with room, the same command goes on

@@ -130,6 +130,59 @@ BROKEN = [  # (what breaks it, level, words of the finding, words of the remedy)
 ]
 
 
+def twice(directory):
+    tensors = load_file(directory / "model.safetensors")
+    save_file({"lm_head.weight": tensors["lm_head.weight"]}, directory / "stray.safetensors")
+
+
+def wrong_index(directory):
+    tensors = load_file(directory / "model.safetensors")
+    save_file({"x": np.zeros(1, np.float32)}, directory / "other.safetensors")
+    where = dict.fromkeys(tensors, "model.safetensors") | {"lm_head.weight": "other.safetensors"}
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where | {"x": "other.safetensors"}}))
+
+
+def pointer(directory):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n"
+    (directory / "model.safetensors").write_text(text)
+
+
+def short_head(directory):
+    change(directory, lambda t: t | {"lm_head.weight": t["lm_head.weight"][:-1].copy()})
+
+
+def other_projector(directory):
+    name = "model.mm_projector.0.weight"
+    change(directory, lambda t: t | {name: np.zeros((96, 32), np.float32)})
+
+
+def without_llm(directory):
+    change(directory, lambda t: {n: a for n, a in t.items() if "mm_" in n or "vision_" in n})
+
+
+def config_of_the_llm(directory):
+    values = {k: v for k, v in edit(directory).items() if not k.startswith("mm_")}
+    (directory / "config.json").write_text(json.dumps(values))
+
+
+ALSO_BROKEN = [
+    (twice, ["both model.safetensors and stray.safetensors", "'lm_head.weight'"], "move"),
+    (wrong_index, ["index says that 'lm_head.weight' is in other.safetensors"], "one revision"),
+    (pointer, ["Git LFS pointer"], "git lfs pull"),
+    (short_head, ["lm_head.weight has 31999 rows", "has 32000"], "one revision"),
+    (other_projector, ["found (32, 96), expected (32, 64)", "another language model"], "inspect"),
+    (without_llm, ["no language model inside", "stage 1"], "--tower llm="),
+    (config_of_the_llm, ["no mm_projector_type", "language model alone"], "Mini-Gemini"),
+    (lambda d: edit(d, tokenizer_model_max_length=64), ["80 tokens", "cuts at 64"], "1024"),
+    (lambda d: edit(d, hidden_size=None), ["hidden_size is None"], "compare"),
+    (lambda d: edit(d, image_size_aux="768"), ["image_size_aux is '768'"], "compare"),
+    (lambda d: edit(d, image_grid=None), ["image.grid >= 2, found 1"], "compare"),
+    (lambda d: edit(d, mm_projector_type="mlp9x"), ["projector is 'mlp9x'"], "compare"),
+    (lambda d: (d / "config.json").write_text("[1]"), ["found a list, expected"], "download"),
+]
+
+
 def problems(directory):
     return [f for f in doctor.diagnose(directory) if f.level != "ok"]
 
@@ -156,6 +209,36 @@ def test_broken_in_one_way(model, spoil, level, words, remedy):
         with pytest.raises(SystemExit) as caught:
             cli.main(["doctor", str(renamed)])
         assert caught.value.code == 1
+
+
+@pytest.mark.parametrize("spoil,words,remedy", ALSO_BROKEN, ids=[str(i) for i in range(13)])
+def test_broken_in_other_ways(model, spoil, words, remedy):
+    spoil(model)
+    named = [f for f in problems(model) if all(w in f"{f.what} {f.cause}" for w in words)]
+    assert named and named[0].level == "error" and remedy in named[0].remedy, problems(model)
+
+
+def test_an_adapter_beside_a_whole_model_is_no_adapter(model):
+    (model / "adapter_config.json").write_text("{}")
+    assert [f.level for f in problems(model)] == ["warning"]
+
+
+def test_base_weights_are_parts(model, capsys):
+    """A CLIP folder and a language model's: nothing is wrong with them."""
+    clip = model.parent / edit(model)["mm_vision_tower"]
+    inside = CLIP.removesuffix("vision_model.")
+    tensors = load_file(model / "model.safetensors")
+    found = {n.removeprefix(inside): a for n, a in tensors.items() if n.startswith(inside)}
+    save_file(found, clip / "any.safetensors")
+    words = ("vision", "mm_", "vlm_")
+    change(model, lambda t: {n: a for n, a in t.items() if not any(w in n for w in words)})
+    values = {k: v for k, v in edit(model).items() if not k.startswith(("mm_", "image_"))}
+    (model / "config.json").write_text(json.dumps(values | {"model_type": "llama"}))
+    for directory, part in ((clip, "clip"), (model, "llm")):
+        cli.main(["doctor", str(directory)])  # without an error
+        (found,) = problems(directory)
+        assert found.level == "warning" and f"holds only {part}" in found.what
+        assert "from-hf" in found.remedy
 
 
 def test_stale_path_beside_weights_inside_is_a_warning(model):
@@ -191,7 +274,20 @@ def test_ours(model, tmp_path):
     shutil.move(ours / "params" / "llm.norm.scale", tmp_path / "lost")
     assert "unreadable parameters" in problems(ours)[0].what
     shutil.move(tmp_path / "lost", ours / "params" / "llm.norm.scale")
+    piece = ours / "params" / "llm.norm.scale" / "0"
+    whole = piece.read_bytes()
+    piece.write_bytes(whole[:-8])
+    assert "chunk 0 has 248 bytes, expected 256" in problems(ours)[0].what
+    piece.unlink()
+    assert "llm/norm/scale: chunk 0 is absent" in problems(ours)[0].what
+    piece.write_bytes(whole)
+    assert not problems(ours)
     description = json.loads((ours / "mgm.json").read_text())
+    half = json.loads(json.dumps(description))
+    half["model"]["image"]["hr_size"] = 128
+    (ours / "mgm.json").write_text(json.dumps(half))
+    (found,) = problems(ours)
+    assert found.level == "warning" and '"model.image.hr_size": 256 in mgm.json' in found.remedy
     description["model"]["llm"]["mlp_dim"] += 1
     (ours / "mgm.json").write_text(json.dumps(description))
     assert "arrays do not fit the config" in problems(ours)[0].what
@@ -200,6 +296,9 @@ def test_ours(model, tmp_path):
     assert "format is 99, expected 1" in problems(ours)[0].what
     (ours / ".convert.json").write_text('{"fingerprint": "x", "finished": false}')
     assert "unfinished" in problems(ours)[0].what
+    (ours / ".convert.json").unlink()
+    (ours / "mgm.json").unlink()
+    assert "mgm.json is missing beside params/" in problems(ours)[0].what
     assert "neither mgm.json nor config.json" in problems(tmp_path)[0].what
     assert "is no directory" in problems(tmp_path / "nowhere")[0].what
     clip = model.parent / edit(model)["mm_vision_tower"]

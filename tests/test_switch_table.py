@@ -1,9 +1,9 @@
 """The table of switches beside MGM_SPEC appendix D, and what reads it outside of training."""
 
+import contextlib
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 from golden_families import complete
 from mgm_jax.configs import common
@@ -12,7 +12,8 @@ from PIL import Image
 import mgm_jax
 from mgm_jax import cli
 from mgm_jax.convert.overrides import with_switches
-from mgm_jax.generate import chat, engine
+from mgm_jax.generate import answers, terminal
+from mgm_jax.generate.tickets import Answer
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.switches import BY_NAME, SWITCHES, choose
 from mgm_jax.text import FAITHFUL, get_template, stop_rule
@@ -35,8 +36,9 @@ APPENDIX_D = {  # switch: (faithful, fixed)
     "infer_truncate": ("cut", "error"),
     "m4c_period_count": (32, None),
 }
-# What the released weights were made with stays the default; else what is fixed.
-DEFAULT_IS_FAITHFUL = {"llama3_assistant_header", "llama3_released_prompt"}
+# What released weights were made with and numbers are compared by stays the default; else what is
+# fixed.
+DEFAULT_IS_FAITHFUL = {"llama3_assistant_header", "llama3_released_prompt", "m4c_period_count"}
 
 
 def test_every_row_of_the_appendix_is_a_switch():
@@ -51,9 +53,11 @@ def test_every_row_of_the_appendix_is_a_switch():
 def test_faithful_is_the_whole_left_column():
     config = common.train_config(faithful=True)
     found = config.switches.to_dict() | {"grad_clip": config.optim.clip}
-    found |= choose(("load", "chat"), faithful=True)
+    found |= common.eval_config({}, faithful=True).switches.to_dict() | choose(
+        "chat", faithful=True
+    )
     assert FAITHFUL.items() <= found.items() and found.pop("input_policy") == "accept"
-    later = {s.name for s in SWITCHES if s.where in ("serve", "eval")}
+    later = {s.name for s in SWITCHES if s.where == "serve"}
     assert found == {n: f for n, (f, _) in APPENDIX_D.items() if n not in later}
     plain = common.train_config()
     assert plain.optim.clip == 1.0 and plain.switches.frozen_tower_drop_path == 0.0
@@ -64,9 +68,8 @@ def test_faithful_is_the_whole_left_column():
     [
         ({"colour": 1}, "unknown switch 'colour', known: cli_eos, cli_auto_template"),
         ({"grad_clip": 1.0}, "switch 'grad_clip' belongs to optim, known here: cli_eos"),
-        ({"mmmu_decode": "greedy"}, "switch 'mmmu_decode' is not implemented yet: it belongs to e"),
+        ({"mmmu_decode": "greedy"}, "switch 'mmmu_decode' belongs to eval, known here: cli_eos"),
         ({"worker_insert": "reference"}, "'worker_insert' is not implemented yet"),
-        ({"m4c_period_count": 32}, "'m4c_period_count' is not implemented yet"),
         ({"cli_eos": "odd"}, r"cli_eos is 'odd', expected one of \['family', 'tokenizer'\]"),
     ],
 )
@@ -115,12 +118,13 @@ def prompts(monkeypatch):
     """The (tokens, places of visual tokens) of every prompt that is generated from."""
     seen = []
 
-    def greedy(module, params, batch, **options):
-        used = batch["segments"][0] > 0
-        seen.append((batch["tokens"][0][used].tolist(), batch["visual_index"][0][used].tolist()))
-        return np.full((1, 1), -1)
+    def read_only(model, items, **_):
+        for request, _, _ in items:
+            prompt = model.encode(request)
+            seen.append((prompt.tokens.tolist(), prompt.visual.tolist()))
+            yield Answer("", (), "stop", len(prompt), 0, None, ())
 
-    monkeypatch.setattr(engine, "greedy", greedy)
+    monkeypatch.setattr(answers, "answers", read_only)
     return seen
 
 
@@ -162,24 +166,31 @@ def test_cli_eos(tiny_tokenizer):
 
 
 def test_the_chats_switches(model):
-    switches, ours = chat.parse_switches(["infer_truncate=warn"], faithful=True)
+    switches, ours = terminal.parse_switches(["infer_truncate=warn"], faithful=True)
     assert switches == choose(("model", "load"), True, {"infer_truncate": "warn"})
     assert ours == {"cli_eos": "tokenizer", "cli_auto_template": "vicuna_v1"}
-    assert chat.parse_switches([])[1] == {"cli_eos": "family", "cli_auto_template": "llama_3"}
+    assert terminal.parse_switches([])[1] == {"cli_eos": "family", "cli_auto_template": "llama_3"}
     llama3 = dataclasses.replace(model, template="llama_3")
-    assert chat.with_template(llama3, "vicuna_v1").template == "v1"
-    assert chat.with_template(llama3, "llama_3").template == "llama_3"
+    assert terminal.with_template(llama3, "vicuna_v1").template == "v1"
+    assert terminal.with_template(llama3, "llama_3").template == "llama_3"
     gemma = dataclasses.replace(model, template="gemma")
-    assert chat.with_template(gemma, "vicuna_v1").template == "gemma"
-    asked = []
+    assert terminal.with_template(gemma, "vicuna_v1").template == "gemma"
+
+
+def test_the_chats_engine_ends_answers_as_told(model):
+    asked = {}
 
     class Recorder:
-        def generate(self, requests, **options):
-            asked.append(options)
-            return ["."]
+        def __init__(self, model, **options):
+            asked.update(options)
 
-    chat.Chat(Recorder(), 5, "tokenizer").ask("?")
-    assert asked == [{"max_new_tokens": 5, "cli_eos": "tokenizer"}]
+        def start(self):
+            return contextlib.nullcontext(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terminal, "Engine", Recorder)
+        with terminal.engine_stream(model, "tokenizer", 64):
+            assert (asked["cli_eos"], asked["max_length"]) == ("tokenizer", 64)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +198,7 @@ def test_the_chats_switches(model):
     [
         (["--switch", "colour=red"], "unknown switch 'colour'"),
         (["--switch", "cli_eos"], "--switch 'cli_eos': expected NAME=VALUE"),
-        (["--switch", "mmmu_decode=greedy"], "not implemented yet"),
+        (["--switch", "worker_insert=reference"], "not implemented yet"),
     ],
 )
 def test_bad_switches_of_the_chat(options, words, tmp_path):

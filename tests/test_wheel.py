@@ -36,11 +36,14 @@ def wheel(tmp_path_factory):
 def test_it_holds_the_package_and_the_configs_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0].split("-")[0] for n in names} == {"mgm_jax"}
-    here = {str(p.relative_to(ROOT)) for p in (ROOT / "mgm_jax").rglob("*.py")}
+    kinds = (".py", ".css", ".html", ".js")
+    files = (ROOT / "mgm_jax").rglob("*")
+    here = {str(p.relative_to(ROOT)) for p in files if p.suffix in kinds}
     here |= {f"mgm_jax/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.py")}
-    assert {n for n in names if n.endswith(".py")} == here
+    assert {n for n in names if n.endswith(kinds)} == here
 
 
+@pytest.mark.slow  # make evidence; CI runs the demo from the checkout
 def test_the_smoke_demo_runs_from_it_in_an_empty_folder(wheel, tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"
     run("-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel))

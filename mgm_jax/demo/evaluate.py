@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mgm_jax.api import load
-from mgm_jax.generate.engine import Request
+from mgm_jax.generate.prompts import Request
 
 MAX_NEW_TOKENS = 24
 

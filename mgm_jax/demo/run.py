@@ -20,12 +20,14 @@ import jax
 
 from mgm_jax import train
 from mgm_jax.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from mgm_jax.compile_cache import keep_compiled
 from mgm_jax.configs import demo as config
 from mgm_jax.demo import evaluate, glyphs, page, photos, questions, towers
 from mgm_jax.demo.ceiling import lr_ceiling
 from mgm_jax.demo.dataset import build_dataset
 from mgm_jax.host_memory import keep_freed_memory
 from mgm_jax.models.config import MgmConfig
+from mgm_jax.program import abstract_model
 from mgm_jax.text import SentencePieceTokenizer, get_template, render, train_tokenizer
 from mgm_jax.tree import flatten, unflatten
 
@@ -141,7 +143,7 @@ class Demo:
 
     def _save_base(self, arm: str, trained: dict) -> None:
         cfg = self.model_config(arm)
-        model, batch, shapes, _ = train.abstract_model(cfg)
+        model, batch, shapes, _ = abstract_model(cfg)
         params = jax.jit(lambda key: nn.unbox(model.init(key, batch)["params"]))(
             jax.random.key(self.seed)
         )
@@ -205,6 +207,7 @@ def run(root: Path, seed: int, size: str) -> dict:
 
 def main(args) -> None:
     """`args`: workdir, seed, size, json. The last line on stdout is the summary as JSON."""
+    keep_compiled()
     summary = run(Path(args.workdir), args.seed, args.size)
     print(page.table(summary))
     print(f"Look: {args.workdir}/report/index.html   Ask: mgm-jax chat {args.workdir}")

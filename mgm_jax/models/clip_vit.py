@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mgm_jax.models.config import ClipConfig
+from mgm_jax.nn.layout import split_pictures
 from mgm_jax.nn.linear import Conv, Linear, fan_in_init, normal_init
 from mgm_jax.nn.norms import LayerNorm
 from mgm_jax.nn.stack import stack
@@ -54,7 +55,7 @@ class Block(nn.Module):
         eps = self.cfg.norm_eps
         x = x + Attention(self.cfg, name="attn")(LayerNorm(eps, name="norm1")(x))
         x = x + Mlp(self.cfg, name="mlp")(LayerNorm(eps, name="norm2")(x))
-        return x, None
+        return split_pictures(x), None
 
 
 class ClipVit(nn.Module):
@@ -88,6 +89,7 @@ class ClipVit(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, d)), x], axis=1)
         if clip:
             x = LayerNorm(cfg.norm_eps, name="pre_norm")(x + positions)  # [B, 1 + N, D]
+        x = split_pictures(x)
         layers = stack(Block, cfg.layers_run, remat=self.remat, scan=self.scan)
         x, _ = layers(cfg, name="layers")(x, None, None)
         if cfg.final_norm:

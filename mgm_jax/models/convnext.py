@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mgm_jax.models.config import ConvNextConfig
+from mgm_jax.nn.layout import split_pictures
 from mgm_jax.nn.linear import Conv, Linear, fan_in_init, normal_init
 from mgm_jax.nn.norms import LayerNorm
 from mgm_jax.nn.stack import stack
@@ -59,7 +60,7 @@ class Block(nn.Module):
         if rate is not None:
             stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, (len(x), 1, 1, 1))
             y = y * (stays / (1 - rate)).astype(x.dtype)
-        return x + y, None
+        return split_pictures(x + y), None
 
 
 class ConvNext(nn.Module):
@@ -90,8 +91,8 @@ class ConvNext(nn.Module):
             else:
                 x = LayerNorm(cfg.norm_eps, name=f"down_norm_{s}")(x)
                 x = conv(width, 2, name=f"down_{s}")(x)
-            blocks = stack(Block, depth, scan=self.scan)
-            x, _ = blocks(cfg, self.gamma_init, name=f"stages_{s}")(x, None, rates[s])
+            blocks = stack(Block, depth, scan=self.scan)(cfg, self.gamma_init, name=f"stages_{s}")
+            x, _ = blocks(split_pictures(x), None, rates[s])
             stages.append(x)
         return tuple(stages)
 

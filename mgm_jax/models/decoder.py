@@ -9,14 +9,18 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from mgm_jax.models.config import DecoderConfig
-from mgm_jax.nn.linear import Embed, Linear, fan_in_init, normal_init
+from mgm_jax.nn.layout import split_rows
+from mgm_jax.nn.linear import Embed, Linear, as_array, fan_in_init, normal_init, weight
 from mgm_jax.nn.norms import RMSNorm
 from mgm_jax.nn.stack import stack
 from mgm_jax.ops.activations import activation
-from mgm_jax.ops.attention import attend, packed_mask
-from mgm_jax.ops.moe import balance_loss, dispatch, expert_mlp, route, router_load
+from mgm_jax.ops.attention import cache_attend, packed_attend
+from mgm_jax.ops.mesh import BATCH_AXES
+from mgm_jax.ops.moe import balance_loss, expert_mlp, route, router_load
 from mgm_jax.ops.rope import rope_tables, rotate
 
 
@@ -29,15 +33,64 @@ def norm(cfg: DecoderConfig, name: str | None) -> RMSNorm:
 
 
 def empty_cache(cfg: DecoderConfig, batch: int, length: int, dtype=jnp.float32):
-    """A KV cache: keys and values [L, B, length, K, H], zeros."""
-    shape = (cfg.layers, batch, length, cfg.kv_heads, cfg.head_dim)
-    return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+    """A KV cache: for each layer, keys and values [B, K, length, H], zeros.
+
+    Layers have arrays of their own, heads come before slots: so a step writes in place, and reads
+    each head's slots in a row (docs/performance.md).
+    """
+    shape = (batch, cfg.kv_heads, length, cfg.head_dim)
+    return tuple({n: jnp.zeros(shape, dtype) for n in ("k", "v")} for _ in range(cfg.layers))
+
+
+def cache_spec(cfg: DecoderConfig, tensor: int) -> PartitionSpec:
+    """How each array of a cache lies on a mesh whose tensor axis has that size: rows over the batch
+    axes, key heads over the tensor axis where they divide."""
+    return PartitionSpec(BATCH_AXES, None if cfg.kv_heads % tensor else "tensor")
+
+
+def write_cache(cache, kv, slot):
+    """Keys and values [B, K, T, H] in slots `slot` and behind of a layer's cache [B, K, S, H].
+
+    `slot`: one number for all rows, or [B].
+    """
+
+    def write(old, new):
+        new = new.astype(old.dtype)
+        if jnp.ndim(slot) == 0:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=2)
+        return jax.vmap(lambda o, n, at: jax.lax.dynamic_update_slice_in_dim(o, n, at, axis=1))(
+            old, new, slot
+        )
+
+    return jax.tree.map(write, cache, kv)
+
+
+def unstack(layers, depth: int):
+    """A stack of layers (parameters on axis 0) -> a tuple of `depth` layers."""
+    return tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(depth))
+
+
+def for_decoding(params, depth: int):
+    """A model's parameters as a step of decoding reads them fastest.
+
+    On a CPU a layer that is sliced out of a stack is copied at every step, so there each gets
+    arrays of its own, which takes the memory of the decoder again. Elsewhere the slice is a part of
+    the product, and the parameters are as they were.
+    """
+    if jax.default_backend() != "cpu":
+        return params
+    return params | {"llm": params["llm"] | {"layers": unstack(params["llm"]["layers"], depth)}}
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over x itself, or over a cache that x is written into."""
+    """Grouped-query attention: [B, T, D] -> (the same, cache), by what `cache` is.
+
+    None: x over itself. {}: that too, and x's keys and values come out as {"k", "v"} [B, K, T, H].
+    A layer's cache: x is written into `slot` of it, attends to it under `mask`, and it comes out.
+    """
 
     cfg: DecoderConfig
+    form: str
 
     @nn.compact
     def __call__(self, x, shared, cache):
@@ -45,17 +98,20 @@ class Attention(nn.Module):
         q = linear(cfg.heads * cfg.head_dim, ("embed", "heads"), "q_proj")(x)
         k = linear(cfg.kv_heads * cfg.head_dim, ("embed", "kv_heads"), "k_proj")(x)
         v = linear(cfg.kv_heads * cfg.head_dim, ("embed", "kv_heads"), "v_proj")(x)
+        q, k, v = map(checkpoint_name, (q, k, v), ("query", "key", "value"))
         q = rotate(q.reshape(b, t, cfg.heads, cfg.head_dim), shared["rope"])
         k = rotate(k.reshape(b, t, cfg.kv_heads, cfg.head_dim), shared["rope"])
         v = v.reshape(b, t, cfg.kv_heads, cfg.head_dim)
-        if cache is not None:
-            start = (0, shared["slot"], 0, 0)
-            cache = {
-                "k": jax.lax.dynamic_update_slice(cache["k"], k.astype(cache["k"].dtype), start),
-                "v": jax.lax.dynamic_update_slice(cache["v"], v.astype(cache["v"].dtype), start),
-            }
-            k, v = cache["k"].astype(x.dtype), cache["v"].astype(x.dtype)
-        out = attend(q, k, v, shared["mask"]).reshape(b, t, cfg.heads * cfg.head_dim)
+        kv = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
+        if cache:
+            cache = write_cache(cache, kv, shared["slot"])
+            out = cache_attend(q, cache["k"], cache["v"], shared["mask"])
+        else:
+            # Parameters are made outside any mesh, where a kernel cannot be partitioned.
+            form = "xla" if self.is_initializing() else self.form
+            out = packed_attend(q, k, v, shared["segments"], form)
+            cache = None if cache is None else kv
+        out = out.reshape(b, t, cfg.heads * cfg.head_dim)
         return linear(d, ("heads", "embed"), "o_proj")(out), cache
 
 
@@ -75,10 +131,12 @@ class Mlp(nn.Module):
 class Experts(nn.Module):
     """Each token through its best few of E SwiGLUs, none dropped: [B, T, D] -> (same, load).
 
-    `load` is what `balance_loss` takes, over the tokens of `real` [B, T] bool (None: all).
+    `load` is what `balance_loss` takes, over the tokens of `real` [B, T] bool (None: all). `form`:
+    that of `ops.moe.expert_mlp`.
     """
 
     cfg: DecoderConfig
+    form: str = "auto"
 
     @nn.compact
     def __call__(self, x, real):
@@ -86,59 +144,68 @@ class Experts(nn.Module):
         e, f = cfg.experts.count, cfg.mlp_dim
 
         def kernel(name, shape, axes):
-            def init(key, shape):  # as `linear`, where the inputs are not the first axis
-                return jax.random.normal(key, shape) * shape[1] ** -0.5
+            def init(key, shape, dtype):  # as `linear`, where the inputs are not the first axis
+                return jax.random.normal(key, shape, dtype) * shape[1] ** -0.5
 
-            param = self.param(name, nn.with_logical_partitioning(init, ("expert", *axes)), shape)
-            return param.astype(x.dtype)
+            return as_array(weight(self, name, init, (None, *axes), shape), x.dtype)
 
-        x = x.reshape(-1, d)  # [B*T, D]
         logits = linear(e, ("embed", None), "router")(x)
-        weights, chosen, probabilities = route(logits, cfg.experts.per_token)
-        w_gate = kernel("w_gate", (e, d, f), ("embed", "mlp"))
-        w_up = kernel("w_up", (e, d, f), ("embed", "mlp"))
-        w_down = kernel("w_down", (e, f, d), ("mlp", "embed"))
-        mlp = expert_mlp(w_gate, w_up, w_down, activation(cfg.act))
-        y = dispatch(mlp, x, weights, chosen, e)
-        load = router_load(probabilities, chosen, None if real is None else real.reshape(-1))
-        return y.reshape(b, t, d), load
+        weights, chosen, probabilities = route(logits, cfg.experts.per_token)  # [B, T, k or E]
+        w_gate = kernel("w_gate", (e, d, f), ("embed", "expert_mlp"))
+        w_up = kernel("w_up", (e, d, f), ("embed", "expert_mlp"))
+        w_down = kernel("w_down", (e, f, d), ("expert_mlp", "embed"))
+        # Parameters are made outside any mesh, where a kernel cannot be partitioned.
+        form = "ragged" if self.is_initializing() else self.form
+        kernels = w_gate, w_up, w_down
+        y = expert_mlp(x, weights, chosen, kernels, activation(cfg.act), form)
+        flat = (a.reshape(b * t, -1) for a in (probabilities, chosen))
+        return y, router_load(*flat, None if real is None else real.reshape(-1))
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP (or experts): [B, T, D] -> the same, {cache, load of experts}."""
 
     cfg: DecoderConfig
+    attention: str = "auto"
+    moe: str = "auto"
 
     @nn.compact
     def __call__(self, x, shared, cache):
         cfg, load = self.cfg, None
         h = norm(cfg, "attn_norm")(x)
-        h, cache = Attention(cfg, name="attn")(h, shared, cache)
+        h, cache = Attention(cfg, self.attention, name="attn")(h, shared, cache)
         x = x + h
         h = norm(cfg, "mlp_norm")(x)
         if cfg.experts:
-            h, load = Experts(cfg, name="moe")(h, shared["real"])
+            # Few rows at a time are generated, and they need not divide by a mesh.
+            form = "ragged" if cache else self.moe
+            h, load = Experts(cfg, form, name="moe")(h, shared["real"])
         else:
             h = Mlp(cfg, name="mlp")(h)
-        return x + h, {"cache": cache, "load": load}
+        return split_rows(x + h), {"cache": cache, "load": load}
 
 
 class Decoder(nn.Module):
     """Input embeddings [B, T, D] -> final-norm states [B, T, D]; `head` gives logits from states.
 
-    Input embeddings are as `embed` returns them: a Gemma's are scaled inside.
+    Input embeddings are as `embed` returns them: a Gemma's are scaled inside. `attention`: the
+    form of `ops.attention.packed_attend`; `moe`: of `ops.moe.expert_mlp`.
     """
 
     cfg: DecoderConfig
     remat: str = "none"
     scan: bool = True
+    attention: str = "auto"
+    moe: str = "auto"
 
     def setup(self):
         cfg = self.cfg
         self.embed = Embed(
             cfg.vocab_size, cfg.dim, ("vocab", "embed"), embedding_init=normal_init(1.0)
         )
-        self.layers = stack(Block, cfg.layers, remat=self.remat, scan=self.scan)(cfg)
+        self.layers = stack(Block, cfg.layers, remat=self.remat, scan=self.scan)(
+            cfg, self.attention, self.moe
+        )
         self.norm = norm(cfg, None)
         if not cfg.tied_embeddings:
             self.lm_head = linear(cfg.vocab_size, ("embed", "vocab"), None)
@@ -147,6 +214,12 @@ class Decoder(nn.Module):
         """States [..., D] -> logits [..., V]."""
         return self.embed.logits(x) if self.cfg.tied_embeddings else self.lm_head(x)
 
+    def head_kernel(self, dtype):
+        """`head`'s kernel and whether that is the embedding: ([D, V], False) or ([V, D], True)."""
+        if self.cfg.tied_embeddings:
+            return self.embed.embedding.astype(dtype), True
+        return self.lm_head.whole_kernel(dtype), False
+
     def scale(self, x):
         """Embeddings times sqrt(dim), if the config says so, in x's dtype."""
         factor, precise = self.cfg.dim**0.5, jnp.promote_types(x.dtype, jnp.float32)
@@ -154,10 +227,12 @@ class Decoder(nn.Module):
             return (x.astype(precise) * factor).astype(x.dtype)
         return x * jnp.asarray(factor, x.dtype) if self.cfg.embed_scale else x
 
-    def _run(self, x, positions, cache, **shared):
+    def _shared(self, x, positions):
         precise = jnp.promote_types(x.dtype, jnp.float32)
-        shared["rope"] = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta, precise)
-        x, out = self.layers(self.scale(x), shared, cache)
+        return {"rope": rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta, precise)}
+
+    def _run(self, x, positions, cache, **shared):
+        x, out = self.layers(self.scale(x), shared | self._shared(x, positions), cache)
         return self.norm(x), out
 
     def __call__(self, x, positions, segments):
@@ -166,14 +241,34 @@ class Decoder(nn.Module):
         Returns (states [B, T, D], load-balancing loss of the experts, float32 [], without its
         coefficient: 0 when there are none).
         """
-        shared = {"mask": packed_mask(segments), "slot": 0, "real": segments > 0}
+        shared = {"segments": segments, "real": segments > 0}
         x, out = self._run(x, positions, None, **shared)
         return x, balance_loss(out["load"]) if self.cfg.experts else jnp.zeros((), jnp.float32)
 
-    def extend(self, x, positions, mask, cache, slot):
-        """Writes x's T tokens into the cache from `slot` on and attends under mask [B, T, S].
-
-        Returns (states [B, T, D], the new cache).
-        """
-        x, out = self._run(x, positions, cache, mask=mask, slot=slot, real=None)
+    def read(self, x, positions, segments):
+        """`__call__` of prompts -> (states [B, T, D], keys and values {"k", "v"}
+        [L, B, K, T, H])."""
+        x, out = self._run(x, positions, {}, segments=segments, real=segments > 0)
         return x, out["cache"]
+
+    def extend(self, x, positions, mask, cache, slot):
+        """Writes x's T tokens into the cache from `slot` on ([] or [B]), and attends under mask
+        [B, T, S]. Returns (states [B, T, D], the new cache).
+
+        The cache is that of `empty_cache`, where the layers may be `unstack`ed too, or for few rows
+        that are better compiled once for all layers, one stack of it [L, B, K, S, H].
+        """
+        shared = {"mask": mask, "slot": slot, "real": None}
+        if isinstance(cache, dict):
+            x, out = self._run(x, positions, cache, **shared)
+            return x, out["cache"]
+        layers = self.layers.variables["params"]
+        if not isinstance(layers, tuple):
+            layers = unstack(layers, self.cfg.layers)
+        shared |= self._shared(x, positions)
+        x, after = self.scale(x), []
+        for params, before in zip(layers, cache, strict=True):
+            block = Block(self.cfg, self.attention, self.moe, parent=None)
+            x, out = block.apply({"params": params}, x, shared, before)
+            after.append(out["cache"])
+        return self.norm(x), tuple(after)

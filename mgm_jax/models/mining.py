@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mgm_jax.nn.linear import Linear, torch_linear_init
-from mgm_jax.nn.norms import LayerNorm, standardise
-from mgm_jax.ops.mining import gather_mined, mining_weights, to_regions
+from mgm_jax.nn.norms import LayerNorm
+from mgm_jax.ops.mining import mine
 
 
 class QueryProjection(nn.Module):
@@ -50,18 +50,20 @@ class RegionProjection(nn.Module):
 
 
 class PatchInfoMining(nn.Module):
-    """x [B, N, D], map [B, h, w, C] -> (mined [B, N, D], weights [B, N, S]), S = (h*w) / N."""
+    """x [B, N, D], maps [B, h_i, w_i, c_i] each -> (mined [B, N, D], weights [B, N, S]).
+
+    The map that is mined is the concatenation of `maps`, each resized to the first; `channels` is
+    the sum of c_i, and S = (h_0 * w_0) / N. See `ops.mining.mine`.
+    """
 
     channels: int
     features: int
     eps: float
 
     @nn.compact
-    def __call__(self, x, hr_map):
-        grid = int(x.shape[1] ** 0.5)
+    def __call__(self, x, maps):
         key = RegionProjection(self.channels, self.features, name="key")
         value = RegionProjection(self.channels, self.features, name="value")
         q = QueryProjection(self.features, self.eps, name="query")(x)
-        z = to_regions(standardise(hr_map, self.eps).astype(x.dtype), grid)  # [B, N, S, C]
-        weights = mining_weights(key.pull_back(q), z, scale=self.features**-0.5)
-        return value.project(gather_mined(weights, z)), weights
+        sums, weights = mine(key.pull_back(q), maps, self.features**-0.5, self.eps)
+        return value.project(sums), weights

@@ -1,6 +1,7 @@
 """Text: tokenizers, chat templates, conversations with loss masks."""
 
 from mgm_jax.text.conversation import (
+    RecordError,
     Segment,
     Turn,
     encode,
@@ -13,7 +14,7 @@ from mgm_jax.text.conversation import (
     turns_from_record,
 )
 from mgm_jax.text.json_tokenizer import JsonTokenizer
-from mgm_jax.text.records import FAITHFUL, encode_record
+from mgm_jax.text.records import FAITHFUL, check_turns, encode_record
 from mgm_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_tokenizer
 from mgm_jax.text.templates import (
     IGNORE,
@@ -35,6 +36,7 @@ __all__ = [
     "IMAGE_TEXT",
     "TEMPLATES",
     "JsonTokenizer",
+    "RecordError",
     "Role",
     "RoundRule",
     "Segment",
@@ -42,6 +44,7 @@ __all__ = [
     "Template",
     "Tokenizer",
     "Turn",
+    "check_turns",
     "encode",
     "encode_prompt",
     "encode_record",

@@ -1,5 +1,7 @@
 """What both kinds of tokenizer do in the same way: bos, more tokens, copies, files."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
@@ -8,7 +10,7 @@ from mgm_jax.text import tokenizer_files
 
 class BaseTokenizer:
     """A vocabulary file's bytes with options. A kind defines `encode_with_offsets`, `decode`,
-    `token_id`, `_options`, and sets the attributes that `SentencePieceTokenizer` lists.
+    `token_id`, `piece`, `_options`, and sets the attributes that `SentencePieceTokenizer` lists.
     """
 
     kind: str  # in mgm_tokenizer.json
@@ -54,6 +56,12 @@ class BaseTokenizer:
         """This tokenizer with other options of the class."""
         return type(self)(self._model, **(self._options() | options))
 
+    @property
+    def fingerprint(self) -> str:
+        """Differs if the vocabulary or an option does."""
+        options = repr(sorted((self._options() | {"legacy": self.legacy}).items()))
+        return hashlib.sha256(self._model + options.encode()).hexdigest()
+
     def save(self, directory) -> None:
         """Writes the vocabulary file and `mgm_tokenizer.json`, which `load_tokenizer` reads."""
         options = self._options() | {"legacy": self.legacy}
@@ -66,6 +74,16 @@ class BaseTokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} at position {n} is not in [0, {self.vocab_size})")
         return ids
+
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def piece_text(piece: str) -> str:
+    """What a vocabulary's piece stands for: its boundary marks are spaces, "<0x0A>" is a byte."""
+    if byte := _BYTE.fullmatch(piece):
+        return bytes.fromhex(byte[1]).decode(errors="backslashreplace")
+    return piece.replace("\u2581", " ")
 
 
 def _rebuild(cls: type[BaseTokenizer], model: bytes, options: dict) -> BaseTokenizer:

@@ -31,29 +31,38 @@ class Segment(NamedTuple):
     carries_loss: bool
 
 
+class RecordError(ValueError):
+    """A record that cannot be trained on; `kind` names what is wrong in a word."""
+
+    def __init__(self, message: str, kind: str = "record"):
+        super().__init__(message)
+        self.kind = kind
+
+
 def turns_from_record(record: dict, where: str = "record") -> tuple[Turn, ...]:
     """The turns of a LLaVA record's `conversations`, starting with the user's (MGM_SPEC 5.4.1).
 
     One leading turn that is not the human's is dropped, as the original does.
 
     Raises:
-        ValueError: no conversations, an unknown speaker, a text that is no string, or turns that
+        RecordError: no conversations, an unknown speaker, a text that is no string, or turns that
             do not alternate; the message starts with `where`.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: found a {type(record).__name__}, expected a dict")
+        raise RecordError(f"{where}: found a {type(record).__name__}, expected a dict")
     conversations = record.get("conversations")
     if not isinstance(conversations, list | tuple) or not conversations:
-        raise ValueError(f"{where}: conversations is {conversations!r}, expected a list of turns")
+        raise RecordError(f"{where}: conversations is {conversations!r}, expected a list of turns")
     turns = []
     for n, message in enumerate(conversations):
         if not isinstance(message, dict) or message.get("from") not in _SPEAKERS:
             speaker = message.get("from") if isinstance(message, dict) else message
-            raise ValueError(
-                f"{where}: conversations[{n}] is from {speaker!r}, expected 'human' or 'gpt'"
+            raise RecordError(
+                f"{where}: conversations[{n}] is from {speaker!r}, expected 'human' or 'gpt'",
+                "role",
             )
         if not isinstance(text := message.get("value"), str):
-            raise ValueError(f"{where}: conversations[{n}].value is {text!r}, expected a string")
+            raise RecordError(f"{where}: conversations[{n}].value is {text!r}, expected a string")
         turns.append(Turn(_SPEAKERS[message["from"]], text))
     if turns[0].role != "user":
         turns = turns[1:]
@@ -62,14 +71,17 @@ def turns_from_record(record: dict, where: str = "record") -> tuple[Turn, ...]:
 
 
 def check_alternation(turns: Sequence[Turn], where: str) -> None:
-    """Raises ValueError unless turns go user, assistant, user, ... and there is at least one."""
+    """Raises RecordError unless turns go user, assistant, user, ... and there is at least one."""
     if not turns:
-        raise ValueError(f"{where}: no user turn, expected a conversation that the user starts")
+        raise RecordError(
+            f"{where}: no user turn, expected a conversation that the user starts", "alternation"
+        )
     for n, (turn, role) in enumerate(zip(turns, itertools.cycle(ROLES), strict=False)):
         if turn[0] != role:
-            raise ValueError(
+            raise RecordError(
                 f"{where}: turn {n} is the role {turn[0]!r}, expected {role!r}: "
-                "user and assistant alternate and the user starts"
+                "user and assistant alternate and the user starts",
+                "alternation",
             )
 
 
@@ -77,14 +89,14 @@ def record_images(record: dict, where: str = "record") -> list[str]:
     """The picture names of a record's `image`: a name, a list of names, or none.
 
     Raises:
-        ValueError: `image` is something else, or an empty list or name.
+        RecordError: `image` is something else, or an empty list or name.
     """
     image = record.get("image")
     if image is None:
         return []
     names = list(image) if isinstance(image, list | tuple) else [image]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{where}: image is {image!r}, expected a file name or a list of them")
+        raise RecordError(f"{where}: image is {image!r}, expected a file name or a list of them")
     return names
 
 

@@ -4,11 +4,12 @@ LLaMA-3's byte-level BPE comes in no other form; Gemma, LLaMA-2, Mixtral and Yi 
 The file decides about everything between text and ids but the bos id, which `encode` adds itself.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 import tokenizers
 
-from mgm_jax.text.base_tokenizer import BaseTokenizer
+from mgm_jax.text.base_tokenizer import BaseTokenizer, piece_text
 
 JSON_FILE = "tokenizer.json"
 
@@ -58,6 +59,7 @@ class JsonTokenizer(BaseTokenizer):
                     f"{self._tokenizer.token_to_id(text)}"
                 )
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        self._bytewise = '"ByteLevel"' in json.dumps(json.loads(model).get("decoder"))
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: i for i, token in added.items()}
         unk = self.token_id(getattr(self._tokenizer.model, "unk_token", None) or "<unk>")
@@ -101,6 +103,17 @@ class JsonTokenizer(BaseTokenizer):
         """The id of the token that is this text, None if the vocabulary has none."""
         return self._tokenizer.token_to_id(text)
 
+    def piece(self, i: int) -> str:
+        """The text of one id by itself, as of `SentencePieceTokenizer`."""
+        (i,) = self._known([i])
+        if (token := self._tokenizer.id_to_token(i)) is None:
+            raise ValueError(f"token id {i} stands for nothing in the vocabulary")
+        if not self._bytewise:
+            return piece_text(token)
+        if token in self.special_tokens:
+            return token
+        return bytes(map(_BYTES.get, token)).decode(errors="backslashreplace")
+
     def _options(self) -> dict:
         return {
             "add_bos": self.add_bos,
@@ -113,6 +126,12 @@ class JsonTokenizer(BaseTokenizer):
 
 _BOS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>")
 _EOS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>")
+
+# The letters that byte-level vocabularies write bytes with: printable ones stand for themselves.
+_LETTERS = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+_HIDDEN = [byte for byte in range(256) if chr(byte) not in _LETTERS]
+_BYTES = {chr(byte): byte for byte in range(256) if chr(byte) in _LETTERS}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 
 
 def _choose(*ids: int | None) -> int:

@@ -5,10 +5,11 @@ Strict by default: whatever the original drops, merges or masks without a word i
 """
 
 import logging
+from collections.abc import Sequence
 
 from mgm_jax.switches import choose
 from mgm_jax.text import conversation
-from mgm_jax.text.conversation import Segment, Turn
+from mgm_jax.text.conversation import RecordError, Segment, Turn
 from mgm_jax.text.original import original_labels, signal_labels, signal_text
 from mgm_jax.text.templates import IGNORE, IMAGE_ID, IMAGE_TEXT, Template, get_template
 
@@ -64,11 +65,12 @@ def encode_record(
     turns = conversation.turns_from_record(record, where)
     pictures = conversation.record_images(record, where)
     if not accept:
-        _check_turns(turns, len(pictures), where)
+        check_turns(turns, len(pictures), where)
     if template.caption_only and (len(turns) != 2 or IMAGE_TEXT not in turns[0].text):
-        raise ValueError(
+        raise RecordError(
             f"{where}: template {template.name} takes one question with {IMAGE_TEXT} and one "
-            f"answer, found {len(turns)} turns, the first is {turns[0].text[:80]!r}"
+            f"answer, found {len(turns)} turns, the first is {turns[0].text[:80]!r}",
+            "template",
         )
 
     if pictures:
@@ -94,7 +96,7 @@ def encode_record(
         else:
             labels = [i if loss else IGNORE for i, loss in zip(ids, mask, strict=True)]
     except ValueError as error:  # a text that is not valid Unicode
-        raise ValueError(f"{where}: {error}") from error
+        raise RecordError(f"{where}: {error}", "unicode") from error
 
     if accept:
         if all(label == IGNORE for label in labels):
@@ -122,18 +124,26 @@ def _place_images(text: str, template: Template, switch: dict) -> str:
     return text.replace(IMAGE_TEXT, template.image_text)
 
 
-def _check_turns(turns, pictures: int, where: str) -> None:
+def check_turns(turns: Sequence[Turn], pictures: int, where: str) -> None:
+    """Raises RecordError, starting with `where`, unless the turns of a record with this number of
+    pictures can be trained on: texts, answers, and one placeholder for each picture."""
     for n, (role, text) in enumerate(turns):
         if not text.replace(IMAGE_TEXT, "x").strip():
-            raise ValueError(f"{where}: turn {n} ({role}) is empty, expected text")
+            kind = "empty_answer" if role == "assistant" else "empty_question"
+            raise RecordError(f"{where}: turn {n} ({role}) is empty, expected text", kind)
         if role == "assistant" and IMAGE_TEXT in text:
-            raise ValueError(
-                f"{where}: turn {n} ({role}) holds {IMAGE_TEXT}, expected only in the human's turns"
+            raise RecordError(
+                f"{where}: turn {n} ({role}) holds {IMAGE_TEXT}, expected only in the "
+                "human's turns",
+                "placeholders",
             )
     if turns[-1].role != "assistant":
-        raise ValueError(f"{where}: turn {len(turns) - 1} is the last and has no answer")
+        raise RecordError(
+            f"{where}: turn {len(turns) - 1} is the last and has no answer", "unanswered"
+        )
     if pictures != (found := sum(text.count(IMAGE_TEXT) for _, text in turns)):
-        raise ValueError(
+        raise RecordError(
             f"{where}: found {found} {IMAGE_TEXT} in the text, expected {pictures}: one for each "
-            "picture of the record"
+            "picture of the record",
+            "placeholders",
         )

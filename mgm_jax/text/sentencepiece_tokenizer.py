@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import sentencepiece
 from etils import epath
 
-from mgm_jax.text.base_tokenizer import BaseTokenizer
+from mgm_jax.text.base_tokenizer import BaseTokenizer, piece_text
 
 MODEL_FILE = "tokenizer.model"
 
@@ -137,6 +137,21 @@ class SentencePieceTokenizer(BaseTokenizer):
     def token_id(self, text: str) -> int | None:
         """The id of the token that is this text, None if the vocabulary has none."""
         return self.special_tokens.get(text, self._piece_id(text))
+
+    def piece(self, i: int) -> str:
+        """The text of one id by itself: a special token as it is written, a boundary mark as a
+        space, a byte that is no whole character as "\\xe2".
+
+        Raises:
+            ValueError: the id is not in the vocabulary.
+        """
+        (i,) = self._known([i])
+        if i in self._special_ids:
+            return self._special_ids[i]
+        try:
+            return piece_text(self._prefixing.id_to_piece(i))
+        except IndexError:  # between the model's pieces and an added token
+            raise ValueError(f"token id {i} stands for nothing in the vocabulary") from None
 
     def _options(self) -> dict:
         return {

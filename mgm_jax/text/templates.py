@@ -85,6 +85,8 @@ class Template:
         name: the canonical name.
         user, assistant: the strings around a turn of that role.
         system: text in front of the first turn, its separator included.
+        system_form: how another system text is written there, `{}` in its place (`with_system`);
+            None where the format has no place for one.
         first_user: replaces `user` in the first turn when not None.
         caption_only: training drops the wording of the question and keeps its pictures: exactly
             one question and one answer, no header, no tail after the question.
@@ -101,6 +103,7 @@ class Template:
     user: Role
     assistant: Role
     system: str = ""
+    system_form: str | None = None
     first_user: Role | None = None
     caption_only: bool = False
     stop_on_eos: bool = True
@@ -109,11 +112,25 @@ class Template:
     original_rounds: RoundRule | None = None
     original_signals: str | None = None
 
+    def with_system(self, text: str) -> "Template":
+        """This format with another system text; ValueError where it has no place for one, or for a
+        text with a placeholder in it."""
+        if self.system_form is None:
+            raise ValueError(f"template {self.name} has no place for a system text")
+        if IMAGE_TEXT in text:
+            raise ValueError(f"found {IMAGE_TEXT} in a system text, expected it in turns only")
+        written = self.system_form.replace("{}", text)
+        if self.first_user is None:
+            return dataclasses.replace(self, system=written)
+        first = dataclasses.replace(self.first_user, lead=written)
+        return dataclasses.replace(self, first_user=first)
+
 
 def _single(name: str, system: str, **fields) -> Template:
     return Template(
         name=name,
         system=system + "###",
+        system_form="{}###",
         user=Role("Human:", " ", "###"),
         assistant=Role("Assistant:", " ", "###"),
         stop=("###",),
@@ -127,6 +144,7 @@ def _two(name: str, system: str, end: str = "</s>", signals: bool = False, **fie
     return Template(
         name=name,
         system=system + " ",
+        system_form="{} ",
         user=Role("USER:", " ", " "),
         assistant=Role("ASSISTANT:", " ", end),
         stop=() if end == "</s>" else (end,),
@@ -137,10 +155,11 @@ def _two(name: str, system: str, end: str = "</s>", signals: bool = False, **fie
 
 
 def _inst(name: str, system: str = "") -> Template:
-    system = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+    form = "[INST] <<SYS>>\n{}\n<</SYS>>\n\n"
     return Template(
         name=name,
-        first_user=Role("", "[INST] " + system, " [/INST]"),
+        system_form=form,
+        first_user=Role("", form.replace("{}", system) if system else "[INST] ", " [/INST]"),
         user=Role("", "<s>[INST] ", " [/INST]"),
         assistant=Role("", " ", " </s>"),
         original_rounds=RoundRule("</s>", "[/INST] ", instruction_extra=-2),
@@ -149,9 +168,11 @@ def _inst(name: str, system: str = "") -> Template:
 
 def _chatml(name: str, system: str) -> Template:
     user, assistant, end = "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>"
+    form = "<|im_start|>system\n{}" + end
     return Template(
         name=name,
-        system=f"<|im_start|>system\n{system}{end}",
+        system=form.replace("{}", system),
+        system_form=form,
         user=Role(user, "", end),
         assistant=Role(assistant, "", end),
         stop=(end,),
@@ -169,6 +190,7 @@ def _llama_3(name: str, answering: str) -> Template:
     return Template(
         name=name,
         system=header("system") + _SYSTEM_VISION + end,
+        system_form=header("system") + "{}" + end,
         user=Role(header("user"), "", end),
         assistant=Role(header(answering), "", end),
         stop=(end, "<|end_of_text|>"),

@@ -48,7 +48,10 @@ def test_glyph_split_follows_the_seed(parts):
     assert not np.array_equal(other["test"].ids, parts["test"].ids)
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"1,2,3\n4,5,6\n")])
+BAD = {"no gzip": b"not gzip", "two rows": gzip.compress(b"1,2,3\n4,5,6\n")}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
 def test_damaged_digits(tmp_path, monkeypatch, content):
     file = tmp_path / "mnist.csv.gz"
     file.write_bytes(content)

@@ -27,7 +27,7 @@ def make_batch(features, ids, labels, mask, images, *, length, rows=None, slots=
     Filled up with empty rows to `rows`, so that cases of different sizes share one compilation.
     """
     examples = [
-        expand(i[m], lab[m], N, pics)
+        [expand(i[m], lab[m], N, pics)]
         for i, lab, m, pics in zip(ids, labels, mask.astype(bool), images, strict=True)
     ]
     batch, (order,) = batch_rows(examples, length=length, groups=1, slots=slots, visual_tokens=N)

@@ -13,9 +13,11 @@ import pytest
 from golden_families import FAMILIES, MERGED, Golden, complete
 from mgm_jax.configs import common
 
-from mgm_jax import api, optim, parity, sharding, train
+from mgm_jax import api, optim, parity, sharding
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.rules import export_params
+from mgm_jax.program import abstract_model
+from mgm_jax.step import make_step
 from mgm_jax.tree import base_name, flatten, merge, take
 
 OVERRIDES = {"gemma": {"gemma_act": "tanh"}}  # what transformers 4.39.3 made of its config.json
@@ -187,7 +189,7 @@ def plan_of(family, model, stage, wd):
     c.schedule = [(r, {"decay": "constant"} if s is not None else None) for r, s in rules]
     c.lr, c.wd, c.clip = 1e-3, wd, 1.0
     c.wd_mults = common.DECAY.get(family, common.DECAY["llama"])
-    _, _, shapes, axes = train.abstract_model(model.config)
+    _, _, shapes, axes = abstract_model(model.config)
     return c, optim.make_plan(c, flatten(shapes), 5, sharding.stacks(shapes, axes))
 
 
@@ -241,7 +243,7 @@ def check_trajectory(family, model, golden, stage, wd):
         module = WithPictures(module, pictures)
     else:
         batch, _ = parity._prepare(module, model.params, *rows, golden.lr, golden.hr, None)
-    step = jax.jit(train.make_step(module, optimizer))
+    step = jax.jit(make_step(module, optimizer))
     state, losses, norms = {"params": trainable, "opt": optimizer.init(trainable)}, [], []
     for _ in range(6):
         state, metrics = step(state, frozen, batch)

@@ -20,7 +20,6 @@ from mgm_jax.models.clip_vit import ClipVit
 from mgm_jax.models.convnext import ConvNext
 from mgm_jax.models.decoder import Decoder
 from mgm_jax.models.mining import PatchInfoMining
-from mgm_jax.ops.mining import to_regions
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent reference")
 transformers = pytest.importorskip("transformers", reason="the independent reference")
@@ -160,7 +159,7 @@ def test_mining_against_the_literal_form(loaded, tensors):
         )
         return (normed @ weight["1.weight"].T + weight["1.bias"]).numpy()
 
-    regions = np.asarray(to_regions(hr_map, 4))
+    regions = hr_map.reshape(2, 4, 8, 4, 8, 120).swapaxes(2, 3).reshape(2, 16, 64, 120)
     q, k, v = project("query", x), project("aux", regions), project("val", regions)
     logits = np.einsum("bnc,bnsc->bns", q, k) / np.sqrt(q.shape[-1])
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -169,7 +168,7 @@ def test_mining_against_the_literal_form(loaded, tensors):
 
     def ours(cfg, x):
         module = PatchInfoMining(120, 32, cfg.mining_eps)
-        return module.apply({"params": params["mining"]}, x, hr_map)
+        return module.apply({"params": params["mining"]}, x, (hr_map,))
 
     check(lambda cfg, x: ours(cfg, x)[0], reference, cfg, "mining_eps", x, 1e-9)
     check(lambda cfg, x: ours(cfg, x)[1], weights, cfg, "mining_eps", x, 1e-9)

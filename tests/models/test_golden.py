@@ -13,9 +13,10 @@ import pytest
 from golden_case import HERE, IGNORE, make_batch, views
 from mgm_jax.configs import common
 
-from mgm_jax import optim, train
+from mgm_jax import optim
 from mgm_jax.convert.families import mgm
 from mgm_jax.convert.rules import export_params
+from mgm_jax.step import make_step
 from mgm_jax.tree import flatten, merge
 
 MERGED = {"train": "merged", "multi": "merged_multi"}  # case -> its name after merging
@@ -149,7 +150,7 @@ def test_adamw_trajectory(golden, loaded, features, stage, wd):
     optimizer = optim.make_optimizer(config, plan)
     trainable, frozen = plan.split(params)
     state = {"params": trainable, "opt": optimizer.init(trainable)}
-    step = jax.jit(train.make_step(model, optimizer))
+    step = jax.jit(make_step(model, optimizer))
     batch = case(golden, features, "train")
     losses, norms = [], []
     for _ in range(5):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_case import IGNORE, make_batch
 
-from mgm_jax.generate.engine import greedy
+from mgm_jax.generate.batches import greedy
 from mgm_jax.models.decoder import empty_cache
 
 NEW = 20

@@ -10,8 +10,8 @@ from mgm_jax.convert.rules import their_names
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.presets import LLMS, MODELS
 from mgm_jax.models.presets import mgm as make
+from mgm_jax.program import abstract_model
 from mgm_jax.sharding import make_mesh, param_shardings
-from mgm_jax.train import abstract_model
 from mgm_jax.tree import flatten
 
 CLIP, CONVNEXT, MINING = 303_507_456, 196_227_264, 6_963_456  # MGM_SPEC 1.3 to 1.5

@@ -16,7 +16,7 @@ from mgm_jax.models.config import CLIP_MEAN, CLIP_STD, ClipConfig, ImageSpec, Mg
 from mgm_jax.models.mgm import Mgm
 from mgm_jax.models.presets import LLMS, SIGLIP_SO400M_384, mgm_siglip
 from mgm_jax.ops.views import normalise, views
-from mgm_jax.train import abstract_model
+from mgm_jax.program import abstract_model
 from mgm_jax.tree import flatten
 from tests.conftest import TINY
 

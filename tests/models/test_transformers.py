@@ -5,6 +5,7 @@ tied embeddings, another rotary base, every selected CLIP layer, every ConvNeXt 
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from mgm_jax.models.clip_vit import ClipVit
 from mgm_jax.models.config import ClipConfig, ConvNextConfig, DecoderConfig
 from mgm_jax.models.convnext import ConvNext
 from mgm_jax.models.decoder import Decoder
-from mgm_jax.ops.loss import chunked_loss
+from mgm_jax.ops.loss import head_losses
 from mgm_jax.tree import flatten
 
 torch = pytest.importorskip("torch", reason="PyTorch is the independent reference")
@@ -162,11 +163,10 @@ def test_decoder_logits_and_gradients(tied):
         positions = np.broadcast_to(np.arange(9), IDS.shape)
         states, _ = module.apply({"params": params}, x, positions, mask.astype(np.int32))
 
-        def head(x):
-            return module.apply({"params": params}, x, method="head")
-
-        total, weight = chunked_loss(head, states, targets, weights, chunk=8)
-        return total / weight, head(states)
+        logits = module.apply({"params": params}, states, method="head")
+        head = module.apply({"params": params}, jnp.float32, method="head_kernel")
+        losses = head_losses(states, head[0], targets, head[1])
+        return (losses * weights).sum() / weights.sum(), logits
 
     logits = model(
         input_ids=torch.from_numpy(IDS), attention_mask=torch.from_numpy(mask.astype(int))

@@ -110,5 +110,5 @@ def test_layers_run_in_order_with_their_own_slices(scan):
 
 
 def test_unknown_policy():
-    with pytest.raises(ValueError, match=r"remat is 'some', expected one of \['dots', 'full'"):
+    with pytest.raises(ValueError, match=r"remat is 'some', expected one of \['attention', 'dots'"):
         stack(Accumulate, 2, remat="some")

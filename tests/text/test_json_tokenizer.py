@@ -162,3 +162,21 @@ def test_bad_files_and_arguments(tmp_path):
         JsonTokenizer(json.dumps(plain).encode())
     with pytest.raises(ValueError, match="defines no bos token"):
         JsonTokenizer(json.dumps(plain).encode(), add_bos=True, pad_id=0)
+
+
+def test_bytes_of_a_piece():
+    t = JsonTokenizer(file())
+    found = [t.piece(i) for i in t.encode("the  é\n\x7f<|eot_id|>")]
+    assert "".join(found) == "the  \\xc3\\xa9\n\x7f<|eot_id|>"
+
+
+@pytest.mark.parametrize("name", ["llama2_fast", "gemma_fast", "llama3_bos"])
+def test_the_piece_of_an_id(name, named):
+    t = named(name)
+    for text in ("Hi  é\n12</s>", "a<|eot_id|>b<eos>\t."):
+        found = "".join(t.piece(i) for i in t.encode(text, add_bos=False))
+        assert found.removeprefix(" ") == text
+    gap = t.replace(special_tokens={"<x>": t.vocab_size})
+    assert gap.piece(t.vocab_size) == "<x>"
+    with pytest.raises(ValueError, match=f"token id {t.vocab_size} .*not in"):
+        t.piece(t.vocab_size)

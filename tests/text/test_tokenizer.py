@@ -168,3 +168,17 @@ def test_training_refuses(tmp_path):
     with pytest.raises(ValueError, match="vocab_size=10"):
         train_tokenizer(["a b c"], tmp_path / "t.model", 10)
     assert not (tmp_path / "t.model").exists()
+
+
+def test_the_piece_of_an_id(llama2):
+    t = llama2[FALSE].replace(special_tokens={"<|im_end|>": 32002})
+    ids = t.encode("Hi  é\n😀</s>▁<|im_end|>")
+    found = [t.piece(i) for i in ids]
+    assert found == [
+        *["<s>", " Hi", " ", " é", "\n"],
+        *["\\xf0", "\\x9f", "\\x98", "\\x80"],  # bytes of one character
+        *["</s>", " ", "<|im_end|>"],
+    ]
+    for bad, message in ((32001, "stands for nothing"), (32003, "not in"), (-1, "not in")):
+        with pytest.raises(ValueError, match=f"token id {bad} .*{message}"):
+            t.piece(bad)
