@@ -56,6 +56,22 @@ def train_command(tiny_demo):
     return command
 
 
+@pytest.fixture
+def bucket():
+    """An empty folder under gs://, in this process only."""
+    import fsspec
+    from etils import epath
+
+    from tests.bucket import Bucket
+
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    Bucket.store.clear()
+    Bucket.pseudo_dirs[:] = [""]
+    path = epath.Path("gs://bucket/data")
+    path.mkdir(parents=True)
+    return path
+
+
 @pytest.fixture(scope="session")
 def run_command():
     """Runs a command to its end; returns the finished process. `devices` simulates a mesh."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -141,7 +142,8 @@ def main(args) -> None:
 def talk(session: Session, question: str | None) -> None:
     """Answers one question, or reads lines from stdin to its end."""
     for stream in (sys.stdin, sys.stdout):  # a terminal of another encoding is no error
-        stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if question is not None:
         show(session.respond(question))
         return

@@ -1,37 +1,11 @@
-"""A bucket in memory, and a small data set with pictures."""
+"""A small data set with pictures."""
 
 import io
 import json
 
-import fsspec
 import numpy as np
 import pytest
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
-
-
-class Bucket(MemoryFileSystem):
-    """What gs:// stands for in these tests."""
-
-    protocol = ("gcs", "gs")
-    store: dict = {}
-    pseudo_dirs = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("gs://"))
-
-
-@pytest.fixture
-def bucket():
-    """An empty folder under gs://, in this process only."""
-    fsspec.register_implementation("gcs", Bucket, clobber=True)
-    Bucket.store.clear()
-    Bucket.pseudo_dirs[:] = [""]
-    path = epath.Path("gs://bucket/data")
-    path.mkdir(parents=True)
-    return path
 
 
 def picture(seed, size=(40, 30), kind="JPEG", mode="RGB"):

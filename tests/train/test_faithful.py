@@ -82,8 +82,8 @@ class Line:
 
     drop_path = 0.0
 
-    def apply(self, params, batch, method):
-        assert method == "loss"
+    def apply(self, params, batch, method, rngs):
+        assert method == "loss" and not rngs
         x, weights = params["params"]["x"], batch["loss_weights"]
         return jnp.sum(weights * (x * batch["tokens"]) ** 2), weights.sum()
 

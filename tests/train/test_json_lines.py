@@ -5,7 +5,6 @@ import json
 import pytest
 
 from mgm_jax.json_lines import JsonLines
-from tests.data.conftest import bucket  # noqa: F401
 
 
 @pytest.fixture(params=["disk", "bucket"])
