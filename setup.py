@@ -23,7 +23,7 @@ SERVE = ["fastapi>=0.115", "uvicorn", "prometheus-client"]
 WEB = ["gradio>=6.31,<7"]  # needs Pillow < 13
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"]
 TEST += ["torch", "transformers", "peft", "build", "diffusers>=0.42", "pexpect"]
-TEST += ["openai", "httpx"]
+TEST += ["openai", "httpx", "playwright"]  # which drives a browser that is there
 
 setup(
     name="mgm-jax",
@@ -73,7 +73,7 @@ setup(
         "plan": PLAN,
         "serve": SERVE,
         "web": [*SERVE, *WEB],
-        "test": [*DEMO, *EVALS, *PLAN, *SERVE, *TFDS, *TEST],
+        "test": [*DEMO, *EVALS, *PLAN, *SERVE, *TFDS, *WEB, *TEST],
     },
     entry_points={
         "console_scripts": ["mgm-jax = mgm_jax.cli:main"],

@@ -107,6 +107,8 @@ def main(args: argparse.Namespace) -> None:
     backend = make_backend(args.gen_backend, args.gen_option) if args.gen_backend else None
     if args.gen_option and backend is None:
         raise ValueError("--gen-option is given without --gen-backend")
+    if long := [tokens for tokens in args.bucket or () if not 0 < tokens <= args.max_length]:
+        raise ValueError(f"--bucket is {long[0]}, expected 1 to --max-length {args.max_length}")
     if args.ocr_tokens < 0:
         raise ValueError(f"--ocr-tokens is {args.ocr_tokens}, expected >= 0")
     if args.ocr:

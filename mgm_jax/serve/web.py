@@ -1,9 +1,8 @@
 """The web page of `mgm-jax serve --web`: a chat and the mining microscope, in the server's process.
 
-It asks the network for nothing: no analytics, no fonts or scripts of others.
+It asks the network for nothing: no analytics, no fonts or scripts of others. (Annotations are
+evaluated here: gradio reads that of `look`, and does not find `gr` by its name.)
 """
-
-from __future__ import annotations
 
 import os
 import secrets
@@ -22,6 +21,7 @@ from mgm_jax.serve.media import decode
 from mgm_jax.serve.schema import ChatBody
 from mgm_jax.serve.service import Service
 
+REFUSED = "This was not answered"  # title of the note that says why
 USER = "mgm"  # of the login, where there is an API key
 FONTS = ("system-ui", "sans-serif")
 QUESTIONS = (
@@ -71,8 +71,8 @@ def page(gr, service: Service, uploads: Path):
         try:
             async for reply in _answer(gr, service, uploads, message, history, how):
                 yield reply
-        except (ApiError, ValueError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        except (ApiError, ValueError) as error:  # gr.Error would leave the stop button there
+            yield [{"content": str(error), "metadata": {"title": REFUSED}}]
 
     async def load(picture):
         if picture is None:
@@ -93,30 +93,38 @@ def page(gr, service: Service, uploads: Path):
 
     with gr.Blocks(title=service.name, analytics_enabled=False, fill_height=True) as blocks:
         with gr.Tab("Chat"):
+            late = {"render": False}  # placed by the interface
+            tokens = min(512, limits.tokens)
             controls = [
-                gr.Slider(0, 2, 0, step=0.1, label="Temperature (0: no chance)"),
-                gr.Slider(0.05, 1, 1, step=0.05, label="Top p"),
-                gr.Slider(1, limits.tokens, min(512, limits.tokens), step=1, label="Tokens"),
-                gr.Number(-1, precision=0, label="Seed (-1: any)"),
-                gr.Checkbox(False, label="Read text in pictures (OCR)", interactive=service.ocr),
-                gr.Checkbox(False, label="Paint a picture", interactive=painter is not None),
+                gr.Slider(0, 2, 0, step=0.1, label="Temperature (0: no chance)", **late),
+                gr.Slider(0.05, 1, 1, step=0.05, label="Top p", **late),
+                gr.Slider(1, limits.tokens, tokens, step=1, label="Tokens", **late),
+                gr.Number(-1, precision=0, label="Seed (-1: any)", **late),
+                gr.Checkbox(
+                    False, label="Read text in pictures (OCR)", interactive=service.ocr, **late
+                ),
+                gr.Checkbox(
+                    False, label="Paint a picture", interactive=painter is not None, **late
+                ),
             ]
-            examples = [[{"text": q, "files": []}, *[c.value for c in controls]] for q in QUESTIONS]
             box = gr.MultimodalTextbox(
                 file_types=["image"],
                 file_count="multiple",
                 placeholder="Ask a question; the clip adds pictures",
+                show_label=False,
+                stop_btn=True,
                 elem_id="question",
+                **late,
             )
             gr.ChatInterface(
                 answer,
                 multimodal=True,
                 textbox=box,
-                chatbot=gr.Chatbot(elem_id="chat", height="70vh", label=service.name),
+                chatbot=gr.Chatbot(elem_id="chat", height="60vh", label=service.name, **late),
                 additional_inputs=controls,
-                additional_inputs_accordion="More",
+                additional_inputs_accordion=gr.Accordion("More", open=False, **late),
                 description=INTRODUCTION,
-                examples=examples,
+                examples=[[{"text": question, "files": []}] for question in QUESTIONS],
                 run_examples_on_click=False,
                 cache_examples=False,
                 editable=True,
@@ -182,10 +190,12 @@ async def _answer(
 
 def turns(history) -> Iterator[dict]:
     """Messages of gradio's chat -> OpenAI's, one for each turn: uploads as their paths; without
-    notes, which have metadata, and without pictures that were painted."""
+    notes, which have metadata, questions that were refused, and pictures that were painted."""
     role, parts = None, []
     for message in history:
-        if message.get("metadata"):
+        if note := message.get("metadata"):
+            if note.get("title") == REFUSED:
+                role, parts = None, []
             continue
         if message["role"] != role:
             if parts:

@@ -62,6 +62,7 @@ def test_it_ends_in_order(process, tmp_path):
         (["--gen-backend=paint"], "unknown image back end"),
         (["--max-tokens=0"], "tokens is 0"),
         (["--ocr-tokens=-1"], "--ocr-tokens is -1"),
+        (["--bucket=64", "--bucket=4096"], "--bucket is 4096, expected 1 to --max-length 2048"),
         ([], "nowhere"),
     ],
 )

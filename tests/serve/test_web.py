@@ -6,14 +6,17 @@ import pytest
 from mgm_jax.serve.app import create_app
 from mgm_jax.serve.errors import ApiError
 from mgm_jax.serve.service import Service
-from mgm_jax.serve.web import _upload, turns
+from mgm_jax.serve.web import REFUSED, _upload, turns
 from tests.serve.conftest import running
 
 
 def test_messages_of_the_chat():
-    """Notes and painted pictures are not sent back; messages of one side become one turn."""
+    """Notes, painted pictures and what was refused are not sent back; messages of one side become
+    one turn."""
     file = {"type": "file", "file": {"path": "/uploads/a.png"}}
     history = [
+        {"role": "user", "content": [{"type": "text", "text": "too much"}]},
+        {"role": "assistant", "content": "no", "metadata": {"title": REFUSED}},
         {"role": "user", "content": [file]},
         {"role": "user", "content": [{"type": "text", "text": "what"}]},
         {
