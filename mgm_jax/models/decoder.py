@@ -109,7 +109,7 @@ class Attention(nn.Module):
         else:
             # Parameters are made outside any mesh, where a kernel cannot be partitioned.
             form = "xla" if self.is_initializing() else self.form
-            out = packed_attend(q, k, v, shared["segments"], form)
+            out = packed_attend(q, k, v, shared["segments"], form, reads=cache is not None)
             cache = None if cache is None else kv
         out = out.reshape(b, t, cfg.heads * cfg.head_dim)
         return linear(d, ("heads", "embed"), "o_proj")(out), cache
