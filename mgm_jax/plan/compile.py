@@ -204,7 +204,9 @@ def _compile(part, lowered, mesh, doing) -> Path:
     devices = mesh.devices.ravel().tolist()
     coords = [list(d.coords) for d in devices]
     slices = [getattr(d, "slice_index", 0) for d in devices]
-    key = repr((lowered.as_text(), versions, flags, sorted(options.items()), coords, slices))
+    kinds = part.bytes_by_kind()
+    program = (lowered.as_text(), versions, flags, sorted(options.items()), coords, slices)
+    key = repr((*program, sorted(kinds.items())))
     digest = hashlib.sha256(key.encode()).hexdigest()[:24]
     directory = CACHE.expanduser() / digest
     if (directory / "result.json").exists():
@@ -230,7 +232,7 @@ def _compile(part, lowered, mesh, doing) -> Path:
     result = dict(
         name=part.name,
         memory=memory,
-        kinds=part.bytes_by_kind(),
+        kinds=kinds,
         oom=oom,
         seconds=round(time.monotonic() - begin, 1),
         versions=versions,

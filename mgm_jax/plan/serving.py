@@ -91,7 +91,12 @@ def parts(config: ConfigDict, cfg: MgmConfig, mesh, serve: Serve) -> list[Part]:
 
     tokens = ShapeDtypeStruct((b,), jnp.int32, sharding=rows)
     row = ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
-    kinds = (("params", params), ("cache", cache))
+    # A token reads the whole decoder, but rows alone of an embedding that is not its head too.
+    aside = {n: x for n, x in params.items() if n != "llm"}
+    decoder = dict(params["llm"])
+    if not cfg.llm.tied_embeddings:
+        aside["embed"] = decoder.pop("embed")
+    kinds = (("decoder", decoder), ("towers and embedding", aside), ("cache", cache))
     return [
         Part("prefill", prefill, (params, batch, cache, row), (*kinds, ("batch", batch))),
         Part(
@@ -117,6 +122,8 @@ def report(compiled: list[Compiled], place: Topology, cfg: MgmConfig, serve: Ser
         return found | dict.fromkeys(TIMED) | {"collectives": {}}
     first, each = (t.seconds for t in times)
     reads = serve.batch // (serve.read or serve.batch)
+    moved = decode.kinds["decoder"] + decode.kinds["cache"]  # bytes that a chip reads for a token
+    bound = serve.batch / (moved / place.chip.bandwidth)
     found |= timed(times[1], token, place)
     found["serving"] = {
         "requests": serve.batch,
@@ -125,6 +132,8 @@ def report(compiled: list[Compiled], place: Topology, cfg: MgmConfig, serve: Ser
         "time_to_first_token_seconds": round(first, 4),
         "seconds_per_token": round(each, 5),
         "tokens_per_second": round(serve.batch / each, 1),
+        "tokens_per_second_per_chip": round(serve.batch / each / place.chips, 1),
+        "bandwidth_bound_tokens_per_second_per_chip": round(bound / place.chips, 1),
         "answers_per_second": round(serve.batch / (first * reads + serve.new * each), 3),
     }
     return found

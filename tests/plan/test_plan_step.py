@@ -14,6 +14,7 @@ from mgm_jax.plan.compile import PlanError, _busy, _reason, _used
 from mgm_jax.plan.job import Job, Serve, batch_shape, plan_of
 from mgm_jax.settings import TrainingError
 from mgm_jax.topologies import topology
+from tests.conftest import TINY
 
 CONFIGS = Path(variants.__file__).parent
 KEYS = {
@@ -49,6 +50,32 @@ def test_2b_with_two_layers(tmp_path):
     assert found["step_seconds_estimate"] == pytest.approx(sum(found["split"].values()), rel=0.01)
     assert "ENTRY" in files["step.hlo"].read_text()
     assert "v5e-16" in files["page.html"].read_text()
+
+
+def test_serving(tmp_path):
+    """A tiny model on four chips: what a token costs, against the memory that it reads."""
+    pytest.importorskip("libtpu")
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from mgm_jax.configs import common\n"
+        "def get_config():\n"
+        "    config = common.train_config()\n"
+        "    config.steps = 1\n"
+        f"    config.model = common.ConfigDict({TINY!r})\n"
+        "    return config\n"
+    )
+    sizes = ("--batch", "4", "--prompt", "128", "--new", "16")
+    done = command("--config", str(file), "--topology", "v5e-4", "--serve", *sizes)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and found["mesh"]["tensor"] == 4
+    kinds = found["hbm_by_kind"]
+    assert {"decoder", "towers and embedding", "cache"} < set(kinds)
+    said = found["serving"]
+    assert (said["requests"], said["prompt_tokens"], said["answer_tokens"]) == (4, 128, 16)
+    each = said["tokens_per_second_per_chip"]
+    assert 0 < each < said["bandwidth_bound_tokens_per_second_per_chip"]
+    assert each == pytest.approx(said["tokens_per_second"] / 4, abs=0.1)
 
 
 @pytest.mark.parametrize(

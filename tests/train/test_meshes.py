@@ -20,7 +20,7 @@ CASES = {
     "packed": {"step": True},
     "moe": {"model": {"llm": {"experts": EXPERTS}}, "config": {"moe": "gmm"}},
     "hd": {"model": {"image": {"hr_size": 64, "grid": 2, "use_global": True}}},
-    "in parts": {"step": True, "config": {"accumulate": 2}},
+    "in parts": {"step": True, "gradients": False, "config": {"accumulate": 2}},
 }
 
 
@@ -34,7 +34,7 @@ def found(run_command, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", range(1, len(MESHES)), ids=lambda m: str(MESHES[m]))
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [c for c in CASES if CASES[c].get("gradients", True)])
 def test_as_on_one_device(found, case, mesh):
     c = list(CASES).index(case)
     one, eight = f"{c}/0/", f"{c}/{mesh}/"
