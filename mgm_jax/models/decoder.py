@@ -263,11 +263,14 @@ class Decoder(nn.Module):
             x, out = self._run(x, positions, cache, **shared)
             return x, out["cache"]
         layers = self.layers.variables["params"]
-        if not isinstance(layers, tuple):
-            layers = unstack(layers, self.cfg.layers)
         shared |= self._shared(x, positions)
         x, after = self.scale(x), []
-        for params, before in zip(layers, cache, strict=True):
+        for i, before in enumerate(cache):
+            if isinstance(layers, tuple):
+                params = layers[i]
+            else:  # what is sliced waits for the layer before: a compiler would slice many ahead
+                layers, x = jax.lax.optimization_barrier((layers, x))
+                params = jax.tree.map(lambda stack, i=i: stack[i], layers)
             block = Block(self.cfg, self.attention, self.moe, parent=None)
             x, out = block.apply({"params": params}, x, shared, before)
             after.append(out["cache"])

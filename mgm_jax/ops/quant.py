@@ -17,6 +17,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mgm_jax.ops import quant_kernel
+from mgm_jax.ops.mesh import AXES, axis_size, on_tpu
+
 # The levels of NF4: quantiles of a normal distribution, as QLoRA publishes them.
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -84,17 +87,17 @@ def dequantize(q: Quantized, dtype=jnp.float32):
     """-> [..., I, O]; the product with the scale is float32."""
     *lead, i, o = q.values.shape
     groups = q.scale.shape[-2]
-    levels = _levels(q).reshape(*lead, groups, i // groups, o)
+    levels = _levels(q.values, q.scheme).reshape(*lead, groups, i // groups, o)
     return (levels * q.scale[..., None, :]).reshape(q.values.shape).astype(dtype)
 
 
-def _levels(q: Quantized):
+def _levels(values, scheme: str):
     """The values before their scale, float32."""
-    if q.scheme != "nf4":
-        return q.values.astype(jnp.float32)
+    if scheme != "nf4":
+        return values.astype(jnp.float32)
     # A tree of selections: elementwise, so a compiler fuses it into the product (a gather it
     # does not).
-    index, found = q.values.astype(jnp.int8) + 8, list(NF4)
+    index, found = values.astype(jnp.int32) + 8, list(NF4)
     for bit in range(4):
         odd = (index >> bit) & 1 == 1
         found = [jnp.where(odd, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
@@ -114,6 +117,9 @@ def matmul(x, q: Quantized):
 def _matmul(x, values, scale, scheme: str):
     if scheme != "nf4" and scale.shape[-2] == 1:  # one scale a channel goes behind the product
         return jnp.dot(x, values.astype(x.dtype)) * scale.astype(x.dtype)
+    if scheme != "int8" and on_tpu() and axis_size(*AXES) == 1 and quant_kernel.fits(values, scale):
+        levels = functools.partial(_levels, scheme=scheme)
+        return quant_kernel.matmul(x, values, scale, levels)
     return jnp.dot(x, dequantize(Quantized(values, scale, scheme), x.dtype))
 
 

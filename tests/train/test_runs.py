@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from launch.local_multiprocess import started
 from mgm_jax.checkpoint import load_checkpoint
 from mgm_jax.settings import TrainingError
 from mgm_jax.tree import flatten
@@ -63,23 +64,30 @@ def test_killed_and_resumed_is_bit_identical(train_command, run_command, tmp_pat
     assert "another configuration" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_eight_devices_cached_features_and_one_device_agree(train_command, run_command, tmp_path):
-    overrides = (EVERY_STEP, "--config.steps=10", "--config.checkpoint.every=100")
+def test_devices_processes_and_cached_features_change_nothing(train_command, run_command, tmp_path):
+    """The losses of 20 steps: one device, eight of one process, four of each of two processes."""
+    overrides = (EVERY_STEP, "--config.steps=20", "--config.checkpoint.every=100")
+    fsdp = ("--config.data.cache_features=", "--config.mesh.fsdp=8")
     runs = {
         "one": (1, "--config.data.cache_features="),
         "cached": (1,),
-        "fsdp": (8, "--config.data.cache_features=", "--config.mesh.fsdp=8"),
+        "fsdp": (8, *fsdp),
         "mixed": (8, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
     }
-    found = {}
     for name, (devices, *more) in runs.items():
         done = run_command(train_command(tmp_path / name, *overrides, *more), devices)
         assert done.returncode == 0, done.stderr
-        found[name] = losses(tmp_path / name)
-    assert sorted(found["one"]) == list(range(1, 11))
-    for name, values in found.items():
-        for step, loss in found["one"].items():
-            assert abs(values[step] - loss) <= 1e-5, (name, step, values[step], loss)
+    logs = [tmp_path / f"{i}.log" for i in range(2)]
+    command = train_command(tmp_path / "two processes", *overrides, *fsdp)
+    with started(command, logs, devices=4, grace=5) as processes:
+        codes = [process.wait(300) for process in processes]
+    assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
+    one = losses(tmp_path / "one")
+    assert sorted(one) == list(range(1, 21))
+    for name in (*runs, "two processes"):
+        found = losses(tmp_path / name)
+        for step, loss in one.items():
+            assert abs(found[step] - loss) <= 1e-5, (name, step, found[step], loss)
 
 
 def bad_records(tiny_demo, tmp_path, change):
