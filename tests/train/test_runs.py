@@ -67,18 +67,17 @@ def test_killed_and_resumed_is_bit_identical(train_command, run_command, tmp_pat
 def test_devices_processes_and_cached_features_change_nothing(train_command, run_command, tmp_path):
     """The losses of 20 steps: one device, eight of one process, four of each of two processes."""
     overrides = (EVERY_STEP, "--config.steps=20", "--config.checkpoint.every=100")
-    fsdp = ("--config.data.cache_features=", "--config.mesh.fsdp=8")
     runs = {
         "one": (1, "--config.data.cache_features="),
         "cached": (1,),
-        "fsdp": (8, *fsdp),
         "mixed": (8, "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
     }
     for name, (devices, *more) in runs.items():
         done = run_command(train_command(tmp_path / name, *overrides, *more), devices)
         assert done.returncode == 0, done.stderr
     logs = [tmp_path / f"{i}.log" for i in range(2)]
-    command = train_command(tmp_path / "two processes", *overrides, *fsdp)
+    more = ("--config.data.cache_features=", "--config.mesh.fsdp=8")
+    command = train_command(tmp_path / "two processes", *overrides, *more)
     with started(command, logs, devices=4, grace=5) as processes:
         codes = [process.wait(300) for process in processes]
     assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
