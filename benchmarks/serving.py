@@ -34,7 +34,7 @@ from mgm_jax.text import get_template, train_tokenizer
 
 CLIENTS = 64
 WORDS = "a card of wood stone and paper lies on the grass beside which digit what colour".split()
-LLM = dict(vocab_size=400, dim=256, layers=4, heads=8, kv_heads=4, head_dim=32, mlp_dim=688)
+LLM = dict(vocab_size=400, dim=512, layers=8, heads=8, kv_heads=4, head_dim=64, mlp_dim=1376)
 MODEL = dict(
     image=dict(lr_size=8, hr_size=32, aspect="pad"),
     clip=dict(
