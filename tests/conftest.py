@@ -56,6 +56,17 @@ def train_command(tiny_demo):
     return command
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser_path():
+    """Of a headless browser; skips where there is none."""
+    if not (path := next(filter(None, map(shutil.which, BROWSERS)), None)):
+        pytest.skip(f"no browser: found none of {', '.join(BROWSERS)}")
+    return path
+
+
 @pytest.fixture
 def bucket():
     """An empty folder under gs://, in this process only."""

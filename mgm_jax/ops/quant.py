@@ -87,11 +87,11 @@ def dequantize(q: Quantized, dtype=jnp.float32):
     """-> [..., I, O]; the product with the scale is float32."""
     *lead, i, o = q.values.shape
     groups = q.scale.shape[-2]
-    levels = _levels(q.values, q.scheme).reshape(*lead, groups, i // groups, o)
+    levels = levels_of(q.values, q.scheme).reshape(*lead, groups, i // groups, o)
     return (levels * q.scale[..., None, :]).reshape(q.values.shape).astype(dtype)
 
 
-def _levels(values, scheme: str):
+def levels_of(values, scheme: str):
     """The values before their scale, float32."""
     if scheme != "nf4":
         return values.astype(jnp.float32)
@@ -117,8 +117,9 @@ def matmul(x, q: Quantized):
 def _matmul(x, values, scale, scheme: str):
     if scheme != "nf4" and scale.shape[-2] == 1:  # one scale a channel goes behind the product
         return jnp.dot(x, values.astype(x.dtype)) * scale.astype(x.dtype)
-    if scheme != "int8" and on_tpu() and axis_size(*AXES) == 1 and quant_kernel.fits(values, scale):
-        levels = functools.partial(_levels, scheme=scheme)
+    kind = SCHEMES[scheme].dtype
+    if kind == "int4" and on_tpu() and axis_size(*AXES) == 1 and quant_kernel.fits(values, scale):
+        levels = functools.partial(levels_of, scheme=scheme)
         return quant_kernel.matmul(x, values, scale, levels)
     return jnp.dot(x, dequantize(Quantized(values, scale, scheme), x.dtype))
 

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import html.parser
 import io
-import shutil
 import subprocess
 
 import batch_case
@@ -18,8 +17,6 @@ from mgm_jax.data.page_style import LOSS
 from mgm_jax.data.rows import supervised
 from mgm_jax.data.thumbnails import data_uri, low_views
 from mgm_jax.text import load_tokenizer
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module", params=[None, batch_case.HD], ids=["plain", "hd"])
@@ -169,16 +166,16 @@ def test_thumbnails_are_small(case):
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
+def chromium(browser_path, tmp_path_factory):
     """(*arguments) -> the finished process of a headless browser."""
-    if not (browser := next(filter(None, map(shutil.which, BROWSERS)), None)):
-        pytest.skip(f"no browser: found none of {', '.join(BROWSERS)}")
     profile = tmp_path_factory.mktemp("chromium")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     options += [f"--user-data-dir={profile}", "--window-size=1300,1600"]
 
     def run(*arguments):
-        done = subprocess.run([browser, *options, *arguments], capture_output=True, timeout=120)
+        done = subprocess.run(
+            [browser_path, *options, *arguments], capture_output=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr.decode()
         return done
 

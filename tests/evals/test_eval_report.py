@@ -21,7 +21,6 @@ from mgm_jax.evals.report import write_report
 from mgm_jax.evals.report.bootstrap import clusters, differences, group_interval, intervals
 from mgm_jax.evals.report.finished import read
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 XSS = (
     "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
 )
@@ -234,11 +233,9 @@ addEventListener("load", async () => {
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
+def chromium(browser_path, tmp_path_factory):
     """(folder of a report, script) -> what the script, run in its page, returns."""
-    if not (browser := next(filter(None, map(shutil.which, BROWSERS)), None)):
-        pytest.skip(f"no browser: found none of {', '.join(BROWSERS)}")
-    options = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    options = [browser_path, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     options += [f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]
     options += ["--window-size=1300,1500", "--virtual-time-budget=20000"]
 

@@ -16,7 +16,7 @@ def test_as_the_dequantised_matrix(scheme, t, i, o, group):
     rng = np.random.default_rng(t)
     q = quant.quantize(rng.standard_normal((i, o), np.float32), scheme, group)
     x = jnp.asarray(rng.standard_normal((t, i), np.float32))
-    levels = functools.partial(quant._levels, scheme=scheme)
+    levels = functools.partial(quant.levels_of, scheme=scheme)
     assert quant_kernel.fits(q.values, q.scale)
     found = quant_kernel.matmul(x, q.values, q.scale, levels, interpret=True)
     expected = np.asarray(x, np.float64) @ np.asarray(quant.dequantize(q), np.float64)

@@ -1,7 +1,6 @@
 """The web page, driven in a headless browser: ask, stream, stop, retry, paint, look."""
 
 import re
-import shutil
 import time
 
 import pytest
@@ -11,7 +10,6 @@ from mgm_jax.serve.microscope import mine
 from mgm_jax.serve.service import Service
 from tests.serve.conftest import LIMITS, Scripted, photo, running, uri, wait_until
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUESTION = "what is in the picture"
 LAST = "#chat .bot.message"
 # Every text that the last answer has shown, in order.
@@ -43,12 +41,10 @@ def site(served):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(browser_path):
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not (path := next(filter(None, map(shutil.which, BROWSERS)), None)):
-        pytest.skip(f"no browser: found none of {', '.join(BROWSERS)}")
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         yield browser
         browser.close()
 
