@@ -29,10 +29,10 @@ from etils import epath
 
 from launch.accelerators import find_slice
 from launch.commands import at_least, finish
+from mgm_jax.topologies import LIBTPU_LOCK
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 DEVICE_FILES = ("/dev/accel", "/dev/vfio/")
-LOCK = "/tmp/libtpu_lockfile"
 CLOCKS = 5.0  # seconds that hosts may differ by
 BYTES = 2**16  # of a host's findings, as JSON
 
@@ -77,7 +77,7 @@ def holders(proc: str = "/proc") -> dict[int, str]:
         try:
             files = [os.readlink(fd) for fd in (folder / "fd").iterdir()]
             # /dev/vfio/vfio is the driver's; groups have numbers.
-            if any(f.startswith(DEVICE_FILES) or f == LOCK for f in files):
+            if any(f.startswith(DEVICE_FILES) or f == LIBTPU_LOCK for f in files):
                 found[int(folder.name)] = (folder / "comm").read_text().strip()
         except OSError:  # it has ended, or is another user's
             continue
@@ -98,8 +98,8 @@ def tpu() -> Check:
     text = ", ".join(f"process {n} ({name})" for n, name in held.items())
     if held:
         return Check("tpu is free", False, f"held by {text}; stop it")
-    if os.path.exists(LOCK) and not os.access(LOCK, os.W_OK):
-        return Check("tpu is free", False, f"{LOCK} is another user's; remove it")
+    if os.path.exists(LIBTPU_LOCK) and not os.access(LIBTPU_LOCK, os.W_OK):
+        return Check("tpu is free", False, f"{LIBTPU_LOCK} is another user's; remove it")
     return Check("tpu is free", True, f"{len(names)} device files")
 
 

@@ -10,6 +10,8 @@ import dataclasses
 import math
 import re
 
+LIBTPU_LOCK = "/tmp/libtpu_lockfile"  # libtpu's own: one process of a machine at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:

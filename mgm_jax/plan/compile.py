@@ -23,9 +23,9 @@ from importlib import metadata
 from pathlib import Path
 
 from mgm_jax.plan.job import Job
+from mgm_jax.topologies import LIBTPU_LOCK
 
 CACHE = Path("~/.cache/mgm_jax/plan")
-LIBTPU_LOCK = Path("/tmp", "libtpu_lockfile")
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 VERSIONS = ("jax", "jaxlib", "libtpu")
 
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
     with open(Path(tempfile.gettempdir()) / "mgm_jax_libtpu.lock", "a") as lock:
         doing("waiting for another compile on this machine")
         fcntl.flock(lock, fcntl.LOCK_EX)
-        while _busy(LIBTPU_LOCK):
+        while _busy(Path(LIBTPU_LOCK)):
             doing("waiting for another program that uses libtpu (JAX_PLATFORMS=cpu keeps it out)")
             time.sleep(1)
         doing("tracing")
