@@ -1,8 +1,9 @@
 """Continuous batching against serving one request at a time, over HTTP, in one run.
 
 `python -m benchmarks.serving [DIR]`: a model directory, or a small model of random weights. Both
-servers answer the same questions of CLIENTS concurrent clients; their runs are interleaved. Prints
-one line of JSON: tokens/s, latencies, and the ratio.
+servers answer the same questions of CLIENTS concurrent clients, each of which asks its next one when
+it has an answer; their runs are interleaved. Prints one line of JSON: tokens/s, latencies, and the
+ratio.
 """
 
 from __future__ import annotations
@@ -92,20 +93,23 @@ def serving(engine: Engine):
     thread.join()
 
 
-async def load_test(url: str, tokens: int) -> tuple[float, list[float]]:
-    """CLIENTS questions of mixed lengths at once -> (tokens/s, seconds of each answer)."""
-    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None)) as client:
+async def load_test(url: str, tokens: int, questions: int) -> tuple[float, list[float]]:
+    """Questions of mixed lengths of CLIENTS at once -> (tokens/s, seconds of each answer)."""
+    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None)) as http:
 
         async def one(i: int) -> tuple[int, float]:
             start, text = time.monotonic(), " ".join(WORDS[i % 7 : i % 7 + 3 + i % 6])
             body = {"model": "mgm", "messages": [{"role": "user", "content": text}]}
             body |= {"max_tokens": tokens // 2 + i * tokens // CLIENTS, "temperature": 1, "seed": i}
-            answer = await client.post(url, json=body)
+            answer = await http.post(url, json=body)
             answer.raise_for_status()
             return answer.json()["usage"]["completion_tokens"], time.monotonic() - start
 
+        async def client(first: int) -> list[tuple[int, float]]:
+            return [await one((first + 27 * n) % CLIENTS) for n in range(questions)]
+
         start = time.monotonic()
-        found = await asyncio.gather(*map(one, range(CLIENTS)))
+        found = sum(await asyncio.gather(*map(client, range(CLIENTS))), [])
         took = time.monotonic() - start
     return sum(n for n, _ in found) / took, [seconds for _, seconds in found]
 
@@ -114,12 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", nargs="?", help="default: a small model of random weights")
     parser.add_argument("--slots", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer, on average")
+    parser.add_argument("--tokens", type=int, default=96, help="of an answer, about")
+    parser.add_argument("--questions", type=int, default=2, help="of a client, one after the other")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="write the last line to FILE too")
     args = parser.parse_args()
     model = load(args.directory, dtype="float32") if args.directory else random_model()
-    how = dict(max_length=160, prefill_buckets=(80,), queue=CLIENTS)
+    how = dict(max_length=80 + 2 * args.tokens, prefill_buckets=(80,), queue=CLIENTS)
     with (
         serving(Engine(model, slots=args.slots, prefill_batch=8, **how)) as batched,
         serving(Engine(model, slots=1, prefill_batch=1, **how)) as single,
@@ -127,7 +132,7 @@ def main() -> None:
         runs = {"continuous": [], "one_by_one": []}
         for _ in range(args.repeats):
             for name, url in (("continuous", batched), ("one_by_one", single)):
-                runs[name].append(asyncio.run(load_test(url, args.tokens)))
+                runs[name].append(asyncio.run(load_test(url, args.tokens, args.questions)))
                 print(f"{name}: {runs[name][-1][0]:.0f} tokens/s", flush=True)
     result = {"clients": CLIENTS, "slots": args.slots}
     for name, found in runs.items():

@@ -268,25 +268,29 @@ class Engine:
 
     def _next_group(self) -> list[Job]:
         """The first that waits, and others that are read in the same way. Of several with the same
-        unread beginning only the first: the others will find it in memory."""
-        most = min(self.device.count - len(self._running), self.device.sizes[-1])
+        unread beginning only the first: the others will find it in memory. Too few to be worth a
+        large batch go by the smallest."""
+        few, many = self.device.sizes[0], self.device.sizes[-1]
+        most = min(self.device.count - len(self._running), many)
         with self._changed:
             if not self._ready:
                 return []
             group, beginnings = [], set()
             first = self.device.route(self._ready[0].prompt)
-            for job in list(self._ready):
+            for job in self._ready:
                 route = self.device.route(job.prompt)
                 same = route.bucket == first.bucket and bool(route.start) == bool(first.start)
                 key = job.prompt.prefix and job.prompt.prefix[1]
                 if not same or (key in beginnings and not route.start):
                     continue
                 group.append(job)
-                self._ready.remove(job)
                 if key and self.device.prefixes.limit:
                     beginnings.add(key)
                 if len(group) == most:
                     break
+            group = group[: few if 2 * len(group) <= many else many]
+            for job in group:
+                self._ready.remove(job)
             return group
 
     def _decode(self) -> None:

@@ -18,7 +18,7 @@ from mgm_jax.nn.linear import Embed, Linear, as_array, fan_in_init, normal_init,
 from mgm_jax.nn.norms import RMSNorm
 from mgm_jax.nn.stack import stack
 from mgm_jax.ops.activations import activation
-from mgm_jax.ops.attention import cache_attend, packed_attend
+from mgm_jax.ops.attention import decode_attend, packed_attend
 from mgm_jax.ops.mesh import BATCH_AXES
 from mgm_jax.ops.moe import balance_loss, expert_mlp, route, router_load
 from mgm_jax.ops.rope import rope_tables, rotate
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         kv = {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
         if cache:
             cache = write_cache(cache, kv, shared["slot"])
-            out = cache_attend(q, cache["k"], cache["v"], shared["mask"])
+            out = decode_attend(q, cache["k"], cache["v"], shared["mask"])
         else:
             # Parameters are made outside any mesh, where a kernel cannot be partitioned.
             form = "xla" if self.is_initializing() else self.form

@@ -85,7 +85,33 @@ def causal_attend(q, k, v, segments, apart: bool = False):
 
     if not apart or len(ends) == 1:
         return rows(q, k, v, segments)
-    return jax.lax.map(lambda row: rows(*(x[None] for x in row))[0], (q, k, v, segments))
+    return _by_rows(rows, 1, q, k, v, segments)
+
+
+WHOLE, PART = 2**23, 2**21  # bytes of keys: a CPU reads so many at once well; more, in such parts
+
+
+def decode_attend(q, k, v, mask):
+    """`cache_attend` where no gradient is taken: on a CPU, a cache that is too large for its
+    products' copies is read some rows at a time."""
+    size = len(k)
+    if _on_one_cpu() and k.nbytes > WHOLE:
+        most = max(1, PART * len(k) // k.nbytes)
+        size = next(n for n in range(most, 0, -1) if len(k) % n == 0)
+    return _by_rows(cache_attend, size, q, k, v, mask)
+
+
+def _by_rows(attend, size: int, *arrays):
+    """attend(*arrays), of `size` rows at a time."""
+    if size == len(arrays[0]):
+        return attend(*arrays)
+    parts = [x.reshape(-1, size, *x.shape[1:]) for x in arrays]
+    out = jax.lax.map(lambda part: attend(*part), parts)
+    return out.reshape(-1, *out.shape[2:])
+
+
+def _on_one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and mesh.axis_size(*mesh.AXES) == 1
 
 
 def packed_attend(q, k, v, segments, form: str = "auto", reads: bool = False):
@@ -97,8 +123,7 @@ def packed_attend(q, k, v, segments, form: str = "auto", reads: bool = False):
     axis: ValueError where they do not divide. `reads`: no gradient will be taken.
     """
     if mesh.choose("attention", form, "splash", "xla") == "xla":
-        alone = jax.default_backend() == "cpu" and mesh.axis_size(*mesh.AXES) == 1
-        return causal_attend(q, k, v, segments, apart=reads and alone)
+        return causal_attend(q, k, v, segments, apart=reads and _on_one_cpu())
     mesh.check_rows(len(q), "attention 'splash'")
     heads, kv, parts = q.shape[2], k.shape[2], mesh.axis_size("tensor")
     if heads % parts:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,17 +37,43 @@ def test_answers_were_compared_exactly(phases):
     assert right == pytest.approx(phases["mining_answers"]["test_digit"], abs=1e-4)
 
 
+def right_answers():
+    rows = json.loads((WORKDIR / "answers_mining.json").read_text())
+    return [r for r in rows if r["found"] == r["answer"]]
+
+
 def test_one_can_talk_with_it(phases, capsys):
     from mgm_jax import cli
 
-    row = next(
-        r
-        for r in json.loads((WORKDIR / "answers_mining.json").read_text())
-        if r["found"] == r["answer"]
-    )
+    row = right_answers()[0]
     image = str(WORKDIR / "data" / row["image"])
     cli.main(["chat", str(WORKDIR), "--image", image, "--question", row["question"]])
     assert capsys.readouterr().out.strip() == row["answer"]
+
+
+def test_one_can_talk_with_it_over_a_pseudo_terminal(phases):
+    pexpect = pytest.importorskip("pexpect", reason="pexpect types into the pseudo-terminal")
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "mgm_jax.cli", "chat", str(WORKDIR)],
+        env=os.environ | {"TERM": "dumb", "JAX_PLATFORMS": "cpu"},
+        encoding="utf-8",
+        dimensions=(24, 500),  # no line wraps
+        timeout=300,
+    )
+    child.expect_exact("> ")
+    for row in {r["kind"]: r for r in right_answers()}.values():
+        lines = (f"/image {(WORKDIR / 'data' / row['image']).resolve()}", row["question"], "/clear")
+        for line in lines:
+            child.sendline(line)
+            child.expect_exact(f"{line}\r\n")
+            child.expect_exact("> ")
+            if line == row["question"]:
+                assert child.before.strip() == row["answer"]
+    child.sendline("/quit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
 
 
 def test_the_page_shows_pictures_and_answers(phases):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mgm_jax.ops import attention
 from mgm_jax.ops.attention import PARTS, QUERIES, causal_attend, packed_mask
 
 
@@ -28,6 +29,21 @@ def test_parts_are_the_whole(length):
         expected = literal(q, k, v, segments)
         for apart in (False, True):
             found = causal_attend(*map(jnp.asarray, (q, k, v)), jnp.asarray(segments), apart)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_large_cache_is_read_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((6, 1, 4, 8))
+    k, v = (rng.standard_normal((6, 2, 40, 8)) for _ in "kv")
+    mask = np.arange(40) <= rng.integers(0, 40, (6, 1, 1))
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(x) for x in (q, k, v, mask)]
+        expected = attention.cache_attend(*arrays)
+        monkeypatch.setattr(attention, "WHOLE", 0)
+        for rows in (0.5, 2, 4):  # parts of 1, 2, and 3, which divides 6
+            monkeypatch.setattr(attention, "PART", int(rows * k[0].nbytes))
+            found = jax.jit(lambda *a: attention.decode_attend(*a))(*arrays)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
