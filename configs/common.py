@@ -102,6 +102,7 @@ def train_config(faithful: bool = False) -> ConfigDict:
     c.init = [(".*", None)]
     c.dtype = "bfloat16"  # of the computation
     c.frozen_dtype = "bfloat16"  # of frozen parameters
+    c.gradients = "auto"  # summed by "ring", "xla", or by the mesh: see sharding.grid
     c.attention = "auto"  # "xla", "splash", or by platform: see ops.attention.packed_attend
     c.moe = "auto"  # "ragged", "gmm", or by platform: see ops.moe.expert_mlp
     c.accumulate = 1  # parts that a batch is worked on in, which saves memory

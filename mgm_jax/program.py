@@ -21,6 +21,7 @@ from mgm_jax.lora import adapters
 from mgm_jax.lora.config import NAMES, WHOLE, LoraConfig
 from mgm_jax.models.config import MgmConfig
 from mgm_jax.models.mgm import Mgm
+from mgm_jax.ops import ring
 from mgm_jax.quantize import params as quantized
 from mgm_jax.quantize.config import NAME, QuantConfig, make
 from mgm_jax.step import make_step
@@ -144,7 +145,7 @@ def make_program(
         lora=lora,
     )
     step = jax.jit(
-        step,
+        ring.on_grid(sharding.grid(mesh, config.gradients))(step),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda s: s.sharding, state), sharding.replicated(mesh)),
         compiler_options=xla_flags.options(mesh),

@@ -41,7 +41,7 @@ MEASURED = ("loss", "grad_norm")  # what every step measures, and a state can be
 DTYPES = ("float32", "bfloat16")
 BOARDS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # what they need
 # What may change when a run is resumed.
-FREE = "checkpoint/.*|mesh/.*|log_every|accumulate|remat|tower_batch|attention|moe"
+FREE = "checkpoint/.*|mesh/.*|log_every|accumulate|remat|tower_batch|attention|moe|gradients"
 FREE += "|data/(threads|workers|index)|boards|profile|stall_minutes|max_replicated|eval/.*"
 
 

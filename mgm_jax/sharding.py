@@ -65,6 +65,37 @@ def _arrange(devices: np.ndarray, sizes: list[int]) -> np.ndarray:
     return create_hybrid_device_mesh(inside, across, flat, allow_split_physical_axes=True)
 
 
+def grid(mesh: Mesh, gradients: str) -> tuple[int, ...]:
+    """The torus over which `ops.ring` sums gradients; (): XLA sums them.
+
+    `gradients`: "ring"; "xla"; or "auto": "ring" where the chips of a mesh of nothing but `fsdp`
+    fill a box in row-major order. "ring" takes the others as one ring. ValueError for another
+    value, and for "ring" on a mesh that has other axes.
+    """
+    if gradients not in ("auto", "ring", "xla"):
+        raise ValueError(f"gradients is {gradients!r}, expected 'auto', 'ring' or 'xla'")
+    pure = mesh.shape["fsdp"] == mesh.devices.size
+    if gradients == "ring" and not pure:
+        raise ValueError(
+            f"gradients is 'ring', but the mesh is {dict(mesh.shape)}: expected fsdp alone"
+        )
+    if gradients == "xla" or not pure:
+        return ()
+    return _box(mesh.devices.ravel()) or ((mesh.devices.size,) if gradients == "ring" else ())
+
+
+def _box(devices: np.ndarray) -> tuple[int, ...]:
+    """The sides, but those of 1, of the box that chips fill in row-major order; () if they do not.
+    """
+    if not all(hasattr(d, "coords") for d in devices) or len(devices) == 1:
+        return ()
+    places = np.array([d.coords for d in devices])
+    places -= places.min(0)
+    sides = places.max(0) + 1
+    in_order = np.stack(np.unravel_index(np.arange(math.prod(sides)), sides), -1)
+    return tuple(int(s) for s in sides if s > 1) if np.array_equal(places, in_order) else ()
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Number of parts that a batch's rows are split into: the G of the batch contract."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

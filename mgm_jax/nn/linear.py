@@ -11,13 +11,15 @@ The parameter tree decides what a Linear computes: beside its kernel there may b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mgm_jax.ops import quant
+from mgm_jax.ops import quant, ring
+from mgm_jax.sharding import RULES
 
 
 def _param(module: nn.Module, name: str, init: Callable, axes: tuple, shape: tuple) -> jax.Array:
@@ -45,18 +47,29 @@ def as_array(kernel, dtype):
     return kernel.astype(dtype)
 
 
-def matmul(x, kernel):
+def matmul(x, kernel, axes: tuple[str | None, str | None] = (None, None)):
     """x [..., in], kernel [in, out] or Quantized -> [..., out] in x's dtype, one flat product.
 
     Flat on purpose: XLA's CPU backend runs the weight gradient of a flat product three times as
-    fast as that of one with several leading axes.
+    fast as that of one with several leading axes. `axes`: the kernel's, by which its gradient may
+    be summed in rings (`ops.ring`).
     """
     flat = x.reshape(-1, x.shape[-1])
     if isinstance(kernel, quant.Quantized):
         y = quant.matmul(flat, kernel)
+    elif (side := _split_side(axes, kernel.shape)) is not None and len(flat) % math.prod(ring.grid()) == 0:
+        y = ring.product(flat, kernel.astype(x.dtype), side, ring.grid())
     else:
         y = jnp.dot(flat, kernel.astype(x.dtype))
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _split_side(axes: tuple, shape: tuple) -> int | None:
+    """Which axis of a kernel lies on the mesh's `fsdp`, where its gradient is summed in rings."""
+    if not ring.grid():
+        return None
+    sides = (i for i, axis in enumerate(axes) if axis and RULES[axis] == "fsdp")
+    return next((i for i in sides if shape[i] % math.prod(ring.grid()) == 0), None)
 
 
 def torch_linear_init(key, shape, dtype=jnp.float32):
@@ -90,7 +103,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (x.shape[-1], self.features)
-        y = matmul(x, weight(self, "kernel", self.kernel_init, self.axes, shape))
+        y = matmul(x, weight(self, "kernel", self.kernel_init, self.axes, shape), self.axes)
         if self.has_variable("params", "lora_a"):
             a, b = self._adapter()
             y = y + matmul(matmul(self._dropped(x), a), b)
@@ -161,7 +174,7 @@ class Conv(nn.Module):
         x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, h // p, w // p, p * p * c)
         kernel = _param(self, "kernel", self.kernel_init, self.axes, (p * p * c, self.features))
-        y = matmul(x, kernel)
+        y = matmul(x, kernel, self.axes)
         if self.use_bias:
             bias = _param(self, "bias", nn.initializers.zeros, self.axes[1:], (self.features,))
             y = y + bias.astype(x.dtype)

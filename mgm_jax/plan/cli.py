@@ -28,6 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=1024, help="their tokens; default: 1024")
     parser.add_argument("--new", type=int, default=256, help="tokens of an answer; default: 256")
     parser.add_argument("--read", type=int, default=0, help="prompts read at a time; default: all")
+    parser.add_argument("--text-only", action="store_true", help="the language model alone")
     parser.add_argument("--fit", action="store_true", help="search mesh, remat and accumulation")
     parser.add_argument("--minutes", type=float, default=20, help="of --fit; default: 20")
     parser.add_argument("--json", metavar="FILE", help="write the last line to FILE too")
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.read < 0 or (args.read and args.batch % args.read):
         raise ValueError(f"--read is {args.read}, expected a divisor of --batch {args.batch}")
     serve = Serve(args.batch, args.prompt, args.new, args.read) if args.serve else None
-    job = Job(args.config, args.topology, tuple(args.rest), serve)
+    job = Job(args.config, args.topology, tuple(args.rest), serve, args.text_only)
+    if args.text_only and serve:
+        raise ValueError("--text-only is of training steps: it does not go with --serve")
     if args.fit and serve:
         raise ValueError("--fit searches training steps: it does not go with --serve")
     if args.fit:
@@ -77,7 +80,7 @@ def describe(job: Job, place: topologies.Topology, compiled: list[Compiled]) -> 
     config, cfg = job.read()
     if job.serve:
         return serving.report(compiled, place, cfg, job.serve)
-    return report.training_report(compiled[0], place, config, cfg)
+    return report.training_report(compiled[0], place, config, cfg, job.text_only)
 
 
 def _dump(compiled: list[Compiled], path: Path) -> None:

@@ -186,7 +186,7 @@ def _lower(job: Job):
     if job.serve:
         parts = serving.parts(config, cfg, mesh, job.serve)
     else:
-        parts = jobs.training(config, cfg, mesh)
+        parts = jobs.training(config, cfg, mesh, job.text_only)
     for part in parts:
         # Not set_mesh: there is no device that a concrete operation could run on.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

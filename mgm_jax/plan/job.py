@@ -38,12 +38,14 @@ class Serve:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """`config`: FILE[:args]; `overrides`: --config.key=value; `serve`: None for training."""
+    """`config`: FILE[:args]; `overrides`: --config.key=value; `serve`: None for training;
+    `text_only`: rows without pictures, as the language model alone has them."""
 
     config: str
     topology: str
     overrides: tuple[str, ...] = ()
     serve: Serve | None = None
+    text_only: bool = False
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -104,7 +106,9 @@ class Shape:
     pictures: float
 
 
-def batch_shape(config: ConfigDict, cfg: MgmConfig, shards: int) -> Shape:
+def batch_shape(
+    config: ConfigDict, cfg: MgmConfig, shards: int, text_only: bool = False
+) -> Shape:
     """The batch on `shards` parts of a mesh; TrainingError where its rows do not divide."""
     rows = config.data.batch
     parts = shards * config.accumulate
@@ -115,6 +119,8 @@ def batch_shape(config: ConfigDict, cfg: MgmConfig, shards: int) -> Shape:
             "shards leave more chips to config.mesh.tensor"
         )
     group = config.data.group_rows or rows // parts
+    if text_only:
+        return Shape(rows, config.data.length, rows // group, 0, 0.0)
     rate = picture_rate(config, cfg)
     slots = config.data.slots or math.ceil(rate * group)
     groups = rows // group
@@ -139,12 +145,14 @@ def _chip_bytes(x: jax.ShapeDtypeStruct) -> int:
     return nbytes(x.sharding.shard_shape(x.shape), x.dtype)
 
 
-def training(config: ConfigDict, cfg: MgmConfig, mesh) -> list[Part]:
+def training(config: ConfigDict, cfg: MgmConfig, mesh, text_only: bool = False) -> list[Part]:
     """The training step of a config on a mesh."""
     switches = settings.check_switches(config)
     program = make_program(config, cfg, switches, mesh, config.steps or STEPS)
-    shape = batch_shape(config, cfg, sharding.batch_shards(mesh))
+    shape = batch_shape(config, cfg, sharding.batch_shards(mesh), text_only)
     batch = program.batch(shape.rows, shape.length, shape.groups, shape.slots)
+    if text_only:
+        batch = {n: x for n, x in batch.items() if n not in ("images", "image_mask")}
     state, frozen = program.state, program.frozen
     kinds = (
         ("params", state["params"]),

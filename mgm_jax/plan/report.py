@@ -49,11 +49,16 @@ def memory(compiled: Compiled, place: Topology) -> dict:
 
 
 def training_report(
-    compiled: Compiled, place: Topology, config: ConfigDict, cfg: MgmConfig
+    compiled: Compiled,
+    place: Topology,
+    config: ConfigDict,
+    cfg: MgmConfig,
+    text_only: bool = False,
 ) -> dict:
     """The report of a training step, with the keys that docs/plan.md lists."""
     report, timing = memory(compiled, place), timings(compiled, place)
-    shape = batch_shape(config, cfg, math.prod(compiled.mesh[axis] for axis in BATCH_AXES))
+    shards = math.prod(compiled.mesh[axis] for axis in BATCH_AXES)
+    shape = batch_shape(config, cfg, shards, text_only)
     useful = flops.step(
         cfg,
         rows=shape.rows,
@@ -74,7 +79,8 @@ def training_report(
     tokens = shape.rows * shape.length / seconds
     report["tokens_per_second"] = round(tokens, 1)
     report["tokens_per_second_per_chip"] = round(tokens / place.chips, 1)
-    report["epoch"] = epoch(config, cfg, shape, seconds, place)
+    if not text_only:
+        report["epoch"] = epoch(config, cfg, shape, seconds, place)
     return report
 
 

@@ -1,0 +1,151 @@
+"""Sums over the `fsdp` axis that leave each device its own part, by rings of neighbours.
+
+XLA makes an all-reduce and a slice of a reduce-scatter over more than one axis of a torus, and the
+step waits for it. Here each axis of the torus has rings of its own, one after the other. Those of
+the first axis carry most; they pass on sums of products that are computed as they come by, in two
+halves, one of which travels while the other is computed. A ring's devices are in folded order (0,
+2, 4, ..., 5, 3, 1), which needs no link from the last to the first, and whose permutes XLA runs
+beside its products.
+
+n devices of `fsdp` fill a `grid` of chips in row-major order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mgm_jax.ops import mesh
+
+_grid: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("grid", default=())
+LANES = 128  # columns of a tile: halves are whole tiles
+
+
+@contextlib.contextmanager
+def on_grid(grid: tuple[int, ...]) -> Iterator[None]:
+    """What is traced inside sums by rings over `grid`, whose sizes multiply to the fsdp axis of the
+    mesh in context; (): as XLA does."""
+    token = _grid.set(grid)
+    try:
+        yield
+    finally:
+        _grid.reset(token)
+
+
+def grid() -> tuple[int, ...]:
+    """The grid in context, if the mesh in context has such an fsdp axis and no other; else ()."""
+    fits = math.prod(_grid.get()) == mesh.axis_size("fsdp") == mesh.axis_size(*mesh.AXES)
+    return _grid.get() if fits else ()
+
+
+def folded(n: int) -> list[int]:
+    """0, 2, 4, ..., 5, 3, 1: each two neighbours, the last and the first too, are at most two
+    apart."""
+    return [*range(0, n, 2), *reversed(range(1, n, 2))]
+
+
+class _Ring:
+    """Sums matrices over the rings along an axis of the grid: of the chunks x [..., size, ...]
+    along `at`, this device's. `sum` begins as one chunk; each `turn` it goes to the next device,
+    which adds its own chunk."""
+
+    def __init__(self, x, grid: tuple[int, ...], axis: int, at: int):
+        self.x, self.at, self.size = x, at, grid[axis]
+        stride, order = math.prod(grid[axis + 1 :]), folded(grid[axis])
+        place = {coordinate: p for p, coordinate in enumerate(order)}
+
+        def after(rank: int) -> int:
+            here = rank // stride % self.size
+            return rank + (order[(place[here] + 1) % self.size] - here) * stride
+
+        self.pairs = [(rank, after(rank)) for rank in range(math.prod(grid))]
+        # Whose chunk a device adds, in turn; its own last.
+        turns = [[order[(place[c] - 1 - t) % self.size] for t in range(self.size)] for c in order]
+        turns = jnp.asarray([turns[place[c]] for c in range(self.size)], jnp.int32)
+        self.mine = turns[jax.lax.axis_index("fsdp") // stride % self.size]
+        self.sum = self.chunk(0)
+
+    def chunk(self, turn: int):
+        return jax.lax.dynamic_index_in_dim(self.x, self.mine[turn], self.at, keepdims=False)
+
+    def send(self):
+        return jax.lax.ppermute(self.sum, "fsdp", self.pairs)
+
+    def finish(self):
+        for turn in range(1, self.size):
+            self.sum = self.chunk(turn) + self.send()
+        return self.sum
+
+
+def _colours(whole, grid: tuple[int, ...]) -> list[tuple[int, jax.Array]]:
+    """(first axis, columns [*grid, c, m]) of each colour of a matrix."""
+    rows, columns = whole.shape
+    number = max(1, min(len(grid), columns // LANES))
+    ends = [round(i * columns / number / LANES) * LANES for i in range(number)] + [columns]
+    parts = (whole[:, a:b] for a, b in zip(ends, ends[1:], strict=False))
+    shape = (*grid, rows // math.prod(grid), -1)
+    return [(axis, part.reshape(shape)) for axis, part in enumerate(parts)]
+
+
+def _finish(ring: _Ring, grid: tuple[int, ...], first: int):
+    """A colour's sum over the other axes -> this device's rows [c, m]."""
+    x, done = ring.sum, [first]
+    for axis in (*range(first + 1, len(grid)), *range(first)):
+        x = _Ring(x, grid, axis, axis - sum(a < axis for a in done)).finish()
+        done.append(axis)
+    return x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(x, kernel, side: int, grid: tuple[int, ...]):
+    """x [N, in] . kernel [in, out], the kernel's gradient summed by rings over `grid`, in its
+    dtype.
+
+    Rows are split over the batch axes of the mesh in context, and axis `side` of the kernel over
+    `fsdp`.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _forward(x, kernel, side: int, grid: tuple[int, ...]):
+    return jnp.dot(x, kernel), (x, kernel)
+
+
+def _backward(side: int, grid: tuple[int, ...], saved, dy):
+    def part(x, kernel, dy):
+        colours = _colours(x.T @ dy if side == 0 else dy.T @ x, grid)
+        rings = [_Ring(c, grid, axis, axis) for axis, c in colours]
+        # Sums of the first axes travel while dx is computed, some rows at a time. The barriers say
+        # so: else the compiler leaves all rings to the end, where nothing is left to compute.
+        longest = max(ring.size for ring in rings)
+        blocks = [x for x in jnp.array_split(dy, longest)]
+        for turn in range(1, longest):
+            moving = [ring for ring in rings if turn < ring.size]
+            sums = [ring.sum for ring in moving]
+            sums, blocks[turn - 1] = jax.lax.optimization_barrier((sums, blocks[turn - 1]))
+            for ring, ring.sum in zip(moving, sums, strict=True):
+                pass
+            sent = [ring.send() for ring in moving]
+            dx = jnp.dot(blocks[turn - 1], kernel.T)
+            sent, blocks[turn - 1] = jax.lax.optimization_barrier((sent, dx))
+            for ring, came in zip(moving, sent, strict=True):
+                ring.sum = ring.chunk(turn) + came
+        blocks[-1] = jnp.dot(blocks[-1], kernel.T)
+        own = [_finish(ring, grid, axis) for ring, (axis, _) in zip(rings, colours, strict=True)]
+        own = jnp.concatenate(own, axis=1)
+        return jnp.concatenate(blocks), own if side == 0 else own.T
+
+    rows, whole = mesh.rows(), PartitionSpec()
+    own = PartitionSpec(*("fsdp" if i == side else None for i in range(2)))
+    specs = (rows, whole, rows)
+    return jax.shard_map(part, in_specs=specs, out_specs=(rows, own), check_vma=False)(*saved, dy)
+
+
+product.defvjp(_forward, _backward)
