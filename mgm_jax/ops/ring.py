@@ -75,12 +75,12 @@ class _Ring:
     def chunk(self, turn: int):
         return jax.lax.dynamic_index_in_dim(self.x, self.mine[turn], self.at, keepdims=False)
 
-    def send(self):
-        return jax.lax.ppermute(self.sum, "fsdp", self.pairs)
+    def send(self, x):
+        return jax.lax.ppermute(x, "fsdp", self.pairs)
 
     def finish(self):
         for turn in range(1, self.size):
-            self.sum = self.chunk(turn) + self.send()
+            self.sum = self.chunk(turn) + self.send(self.sum)
         return self.sum
 
 
@@ -124,23 +124,22 @@ def _backward(side: int, grid: tuple[int, ...], saved, dy):
         rings = [_Ring(c, grid, axis, axis) for axis, c in colours]
         # Sums of the first axes travel while dx is computed, some rows at a time. The barriers say
         # so: else the compiler leaves all rings to the end, where nothing is left to compute.
+        dx, start = jax.lax.empty((len(dy), len(kernel)), dy.dtype), 0
         longest = max(ring.size for ring in rings)
-        blocks = [x for x in jnp.array_split(dy, longest)]
-        for turn in range(1, longest):
+        ends = [len(dy) * (i + 1) // longest for i in range(longest)]
+        for turn, end in enumerate(ends, 1):
             moving = [ring for ring in rings if turn < ring.size]
-            sums = [ring.sum for ring in moving]
-            sums, blocks[turn - 1] = jax.lax.optimization_barrier((sums, blocks[turn - 1]))
-            for ring, ring.sum in zip(moving, sums, strict=True):
-                pass
-            sent = [ring.send() for ring in moving]
-            dx = jnp.dot(blocks[turn - 1], kernel.T)
-            sent, blocks[turn - 1] = jax.lax.optimization_barrier((sent, dx))
+            sums, dx, dy = jax.lax.optimization_barrier(([r.sum for r in moving], dx, dy))
+            sent = [ring.send(x) for ring, x in zip(moving, sums, strict=True)]
+            block = jnp.dot(dy[start:end], kernel.T)
+            dx = jax.lax.dynamic_update_slice_in_dim(dx, block, start, axis=0)
+            sent, dx = jax.lax.optimization_barrier((sent, dx))
             for ring, came in zip(moving, sent, strict=True):
                 ring.sum = ring.chunk(turn) + came
-        blocks[-1] = jnp.dot(blocks[-1], kernel.T)
+            start = end
         own = [_finish(ring, grid, axis) for ring, (axis, _) in zip(rings, colours, strict=True)]
         own = jnp.concatenate(own, axis=1)
-        return jnp.concatenate(blocks), own if side == 0 else own.T
+        return dx, own if side == 0 else own.T
 
     rows, whole = mesh.rows(), PartitionSpec()
     own = PartitionSpec(*("fsdp" if i == side else None for i in range(2)))

@@ -1,6 +1,6 @@
 """`one_step.py OUT TINY CASES MESHES`: loss and gradients of each case on each mesh, as .npz.
 
-A case changes TINY's config; a mesh of {} is one device. The parameters and the packed batch of a
+A case changes TINY's config, and may have `meshes` of its own; a mesh of {} is one device. The parameters and the packed batch of a
 case are the same on all meshes.
 """
 
@@ -16,6 +16,7 @@ from mgm_jax.configs import common
 from mgm_jax import sharding
 from mgm_jax.data.examples import batch_rows, expand
 from mgm_jax.models.config import MgmConfig
+from mgm_jax.ops import ring
 from mgm_jax.program import make_program
 from mgm_jax.settings import check_switches
 from mgm_jax.text import IGNORE, IMAGE_ID
@@ -67,6 +68,7 @@ def run(tiny, case, mesh_shape):
     devices = jax.devices() if mesh_shape else jax.devices()[:1]
     mesh = sharding.make_mesh(mesh_shape or {"fsdp": 1}, devices)
     program = make_program(config, cfg, check_switches(config), mesh, steps=100)
+    summed = ring.on_grid(sharding.grid(mesh, config.gradients))
     with jax.set_mesh(mesh):
         params = jax.jit(lambda key: nn.unbox(program.model.init(key, program.example)["params"]))(
             jax.random.key(0)
@@ -84,7 +86,7 @@ def run(tiny, case, mesh_shape):
 
         found = {}
         if case.get("gradients", True):
-            found["loss"], grads = jax.jit(jax.value_and_grad(loss))(trainable)
+            found["loss"], grads = jax.jit(jax.value_and_grad(summed(loss)))(trainable)
             found |= {f"grads/{n}": g for n, g in flatten(grads).items()}
             found = jax.tree.map(np.asarray, found)
         opt = jax.jit(
@@ -92,8 +94,9 @@ def run(tiny, case, mesh_shape):
             out_shardings=jax.tree.map(lambda s: s.sharding, program.state["opt"]),
         )(trainable)
         state = {"params": trainable, "opt": opt}
-        lowered = program.step.lower(state, frozen, batch)
-        found["constraints"] = np.array(lowered.as_text().count("sharding_constraint"))
+        lowered = program.step.lower(state, frozen, batch).as_text()
+        found["constraints"] = np.array(lowered.count("sharding_constraint"))
+        found["permutes"] = np.array(lowered.count("collective_permute"))
         if case.get("step"):
             _, metrics = program.step(state, frozen, batch)
             found |= {n: np.asarray(metrics[n]) for n in ("loss", "grad_norm")}
@@ -103,6 +106,6 @@ def run(tiny, case, mesh_shape):
 out, tiny, cases, meshes = sys.argv[1], *map(json.loads, sys.argv[2:])
 found = {}
 for c, case in enumerate(cases):
-    for m, mesh_shape in enumerate(meshes):
+    for m, mesh_shape in enumerate(case.get("meshes", meshes)):
         found |= {f"{c}/{m}/{n}": x for n, x in run(tiny, case, mesh_shape).items()}
 np.savez(out, **found)

@@ -20,6 +20,7 @@ CASES = {
     "packed": {"step": True},
     "moe": {"model": {"llm": {"experts": EXPERTS}}, "config": {"moe": "gmm"}},
     "hd": {"model": {"image": {"hr_size": 64, "grid": 2, "use_global": True}}},
+    "by rings": {"config": {"gradients": "ring"}, "meshes": [{"fsdp": 8}]},
     "in parts": {"step": True, "gradients": False, "config": {"accumulate": 2}},
 }
 
@@ -34,10 +35,18 @@ def found(run_command, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", range(1, len(MESHES)), ids=lambda m: str(MESHES[m]))
-@pytest.mark.parametrize("case", [c for c in CASES if CASES[c].get("gradients", True)])
+@pytest.mark.parametrize("case", ["packed", "moe", "hd"])
 def test_as_on_one_device(found, case, mesh):
-    c = list(CASES).index(case)
-    one, eight = f"{c}/0/", f"{c}/{mesh}/"
+    same_gradients(found, f"{list(CASES).index(case)}/0/", f"{list(CASES).index(case)}/{mesh}/")
+
+
+def test_by_rings_as_on_one_device(found):
+    one, eight = (f"{list(CASES).index(case)}/0/" for case in ("packed", "by rings"))
+    same_gradients(found, one, eight)
+    assert found[eight + "permutes"] and not found[one + "permutes"]
+
+
+def same_gradients(found, one: str, eight: str):
     names = [n.removeprefix(one) for n in found.files if n.startswith(one + "grads")]
     assert len(names) > 20
     np.testing.assert_allclose(found[eight + "loss"], found[one + "loss"], rtol=1e-5)
