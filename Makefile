@@ -29,6 +29,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks.depthwise
 	$(VENV)/bin/python -m benchmarks.decode
+	$(VENV)/bin/python -m benchmarks.torch_peer
 	$(VENV)/bin/python -m benchmarks.serving
 
 # Full-size conversions, kills, a real decoder, the data pipeline, compiles for TPU slices ->

@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
-import time
 
 import numpy as np
 
-CORES = 2
+from benchmarks.turns import CORES, Sides, answer, ratio
+
 CONTEXT, NEW, BATCHES = 700, 64, (1, 8)
 LLM = dict(
     vocab_size=32000,
@@ -126,42 +123,22 @@ def ours():
 
 
 def work(side: str) -> None:
-    """A process of one side: a batch size a line on stdin, seconds and ids on stdout."""
+    """A process of one side: a batch size a task."""
     run = {"ours": ours, "theirs": theirs}[side]()
-    for line in sys.stdin:
-        begin = time.perf_counter()
-        ids = run(int(line))
-        seconds = time.perf_counter() - begin
-        print(json.dumps({"seconds": seconds, "ids": ids.tolist()}), flush=True)
+    answer(lambda batch: {"ids": run(batch).tolist()})
 
 
 def main(repeats: int) -> None:
-    cores = sorted(os.sched_getaffinity(0))[:CORES]
-    os.sched_setaffinity(0, cores)  # of the processes that follow, too
-    command = [sys.executable, "-m", "benchmarks.decode", "--side"]
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    sides = {s: subprocess.Popen([*command, s], **pipes) for s in ("ours", "theirs")}
-
-    def ask(side: str, batch: int) -> dict:
-        process = sides[side]
-        print(batch, file=process.stdin, flush=True)
-        if not (line := process.stdout.readline()):
-            raise SystemExit(f"error: the process of {side} has ended")
-        return json.loads(line)
-
     result = {}
-    for batch in BATCHES:
-        first = {side: ask(side, batch)["ids"] for side in sides}  # compiles
-        if first["ours"] != first["theirs"]:
-            raise SystemExit(f"error: batch {batch}: the two sides wrote different tokens")
-        turns = [{s: ask(s, batch)["seconds"] for s in sides} for _ in range(repeats)]
-        ratio = statistics.median(t["theirs"] / t["ours"] for t in turns)
-        seconds = {s: round(min(t[s] for t in turns), 3) for s in sides}
-        result[f"batch {batch}"] = {"ratio": round(ratio, 2)} | seconds
-        print(f"batch {batch}: ours {seconds['ours']} s, theirs {seconds['theirs']} s (best turns)")
-    for process in sides.values():
-        process.stdin.close()
-        process.wait()
+    with Sides("benchmarks.decode", ("ours", "theirs")) as sides:
+        for batch in BATCHES:
+            first = {side: sides.ask(side, batch)["ids"] for side in ("ours", "theirs")}  # compiles
+            if first["ours"] != first["theirs"]:
+                raise SystemExit(f"error: batch {batch}: the two sides wrote different tokens")
+            turns = sides.race(batch, repeats)
+            best = {side: round(min(seconds), 3) for side, seconds in turns.items()}
+            result[f"batch {batch}"] = {"ratio": ratio(turns["theirs"], turns["ours"])} | best
+            print(f"batch {batch}: ours {best['ours']} s, theirs {best['theirs']} s (best turns)")
     print(json.dumps(result))
 
 

@@ -1,9 +1,9 @@
 """Continuous batching against serving one request at a time, over HTTP, in one run.
 
 `python -m benchmarks.serving [DIR]`: a model directory, or a small model of random weights. Both
-servers answer the same questions of CLIENTS concurrent clients, each of which asks its next one when
-it has an answer; their runs are interleaved. Prints one line of JSON: tokens/s, latencies, and the
-ratio.
+servers answer the same questions of CLIENTS concurrent clients, each of which asks its next one
+when it has an answer; their runs are interleaved. Prints one line of JSON: tokens/s, latencies, and
+the ratio.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def modules():
     return torch, transformers
 
 
-def _fill(model, read: Callable) -> None:
+def fill(model, read: Callable) -> None:
     """Copies `read(parameter's name)` into every parameter of a PyTorch model."""
     torch, _ = modules()
     with torch.no_grad():
@@ -95,7 +95,7 @@ def clip_features(cfg: MgmConfig, read: Read, lr):
             **more,
         )
     )
-    _fill(model, lambda name: read(CLIP + name.removeprefix("vision_model.")))
+    fill(model, lambda name: read(CLIP + name.removeprefix("vision_model.")))
     with torch.no_grad():
         out = model(lr, output_hidden_states=True)
     if clip.final_norm:
@@ -128,7 +128,7 @@ def convnext_map(cfg: MgmConfig, read: Read, hr):
             name = name.replace(old, new)
         return read(AUX + name)
 
-    _fill(model, theirs)
+    fill(model, theirs)
     with torch.no_grad():
         hidden = model(hr, output_hidden_states=True).hidden_states
     stages = hidden[-len(aux.widths) :]
@@ -273,7 +273,7 @@ def language_model(stored: StoredModel):
         return stored.read(name)
 
     count = cfg.experts.count if cfg.experts else 0
-    _fill(model, theirs)
+    fill(model, theirs)
     return model
 
 

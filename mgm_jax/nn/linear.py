@@ -57,7 +57,9 @@ def matmul(x, kernel, axes: tuple[str | None, str | None] = (None, None)):
     flat = x.reshape(-1, x.shape[-1])
     if isinstance(kernel, quant.Quantized):
         y = quant.matmul(flat, kernel)
-    elif (side := _split_side(axes, kernel.shape)) is not None and len(flat) % math.prod(ring.grid()) == 0:
+    elif (side := _split_side(axes, kernel.shape)) is not None and len(flat) % math.prod(
+        ring.grid()
+    ) == 0:
         y = ring.product(flat, kernel.astype(x.dtype), side, ring.grid())
     else:
         y = jnp.dot(flat, kernel.astype(x.dtype))

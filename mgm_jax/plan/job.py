@@ -106,9 +106,7 @@ class Shape:
     pictures: float
 
 
-def batch_shape(
-    config: ConfigDict, cfg: MgmConfig, shards: int, text_only: bool = False
-) -> Shape:
+def batch_shape(config: ConfigDict, cfg: MgmConfig, shards: int, text_only: bool = False) -> Shape:
     """The batch on `shards` parts of a mesh; TrainingError where its rows do not divide."""
     rows = config.data.batch
     parts = shards * config.accumulate
