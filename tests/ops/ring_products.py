@@ -1,4 +1,4 @@
-"""`python ring_products.py FILE`: gradients of products over grids of eight devices -> FILE (.npz)."""
+"""`python ring_products.py FILE`: gradients of products over grids of eight devices, as .npz."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
 """`one_step.py OUT TINY CASES MESHES`: loss and gradients of each case on each mesh, as .npz.
 
-A case changes TINY's config, and may have `meshes` of its own; a mesh of {} is one device. The parameters and the packed batch of a
-case are the same on all meshes.
+A case changes TINY's config, and may have `meshes` of its own; a mesh of {} is one device. The
+parameters and the packed batch of a case are the same on all meshes.
 """
 
 import copy
