@@ -85,7 +85,7 @@ def grid(mesh: Mesh, gradients: str) -> tuple[int, ...]:
 
 
 def _box(devices: np.ndarray) -> tuple[int, ...]:
-    """The sides, but those of 1, of the box that chips fill in row-major order; () if they do not."""
+    """Sides, but those of 1, of the box that chips fill in row-major order; () if they do not."""
     if not all(hasattr(d, "coords") for d in devices) or len(devices) == 1:
         return ()
     places = np.array([d.coords for d in devices])

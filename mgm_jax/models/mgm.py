@@ -183,7 +183,7 @@ class Mgm(nn.Module):
         x, _ = self.input_embeddings(batch)
         x, router_loss = self.llm(x, batch["positions"], batch["segments"])
         kernel, tied = self.llm.head_kernel(x.dtype)
-        losses = head_losses(x, kernel, batch["targets"], tied)
+        losses = head_losses(x, kernel, batch["targets"], batch["loss_weights"] != 0, tied)
         weights = batch["loss_weights"].astype(losses.dtype)
         total, weight = jnp.sum(losses * weights), weights.sum()
         if self.cfg.llm.experts and self.cfg.llm.experts.router_loss:

@@ -1,6 +1,7 @@
 """Next-token cross-entropy without ever holding all logits.
 
-B rows, T tokens of a row, t tokens together, D width, V vocabulary, c columns of a chunk of it.
+B rows, T tokens of a row, t tokens together, D width, V vocabulary, c columns of a chunk of it (or
+tokens of a block).
 """
 
 from __future__ import annotations
@@ -24,54 +25,69 @@ def token_losses(logits, targets):
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def head_losses(x, kernel, targets, tied: bool):
-    """`token_losses` of the output head's logits: [B, T], float32 (float64 stays).
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def head_losses(x, kernel, targets, counted, tied: bool, form: str = "auto"):
+    """`token_losses` of the output head's logits: [B, T], float32 (float64 stays), 0 for tokens
+    that do not count.
 
-    x [B, T, D]; kernel [D, V], or with `tied` an embedding [V, D], in x's dtype; targets [B, T].
-    Logits are float32 and exist for a chunk of the vocabulary at a time (`CHUNK_BYTES`), forwards
-    with a running log-sum-exp, and once more backwards: so the kernel and its gradient are read and
-    written once, however many tokens there are. Rows are split over the batch axes of the mesh in
-    context (ValueError where they do not divide), the vocabulary over `tensor` where it divides.
+    x [B, T, D]; kernel [D, V], or with `tied` an embedding [V, D], in x's dtype; targets [B, T];
+    counted [B, T] bool. Logits are float32 and computed forwards and once more backwards. form:
+    "vocabulary": they exist for a chunk of the vocabulary at a time (`CHUNK_BYTES`), with a running
+    log-sum-exp, so the kernel and its gradient are read and written once, however many tokens
+    there are. "tokens": for some of the tokens that count at a time, and for the others (pictures,
+    questions) not at all. "auto": "vocabulary" where the program is for TPUs. Rows are split over
+    the batch axes of the mesh in context (ValueError where they do not divide), the vocabulary over
+    `tensor` where it divides.
     """
-    return _forward(x, kernel, targets, tied)[0]
+    return _forward(x, kernel, targets, counted, tied, form)[0]
 
 
-def _forward(x, kernel, targets, tied: bool):
+def _forward(x, kernel, targets, counted, tied: bool, form: str):
     mesh.check_rows(len(x), "cross-entropy")
+    x, kernel, targets, counted = map(jnp.asarray, (x, kernel, targets, counted))
     rows, split = mesh.rows(), _split_vocabulary(kernel, tied)
+    by_tokens = mesh.choose("cross-entropy", form, "vocabulary", "tokens") == "tokens"
 
-    def part(x, kernel, targets):
+    def part(x, kernel, targets, counted):
         flat, targets = (
             x.reshape(-1, x.shape[-1]),
             targets.reshape(-1) - _first(kernel, tied, split),
         )
-        best, total, picked = _scan_sums(flat, kernel, targets, tied)
+        if by_tokens:
+            best, total, picked = _token_sums(flat, kernel, targets, counted.reshape(-1), tied)
+        else:
+            best, total, picked = _scan_sums(flat, kernel, targets, tied)
         if split:
             highest = jax.lax.pmax(best, split)
             total = jax.lax.psum(total * jnp.exp(best - highest), split)
             best, picked = highest, jax.lax.psum(picked, split)
         log_sum = best + jnp.log(total)
-        return (log_sum - picked).reshape(x.shape[:2]), log_sum.reshape(x.shape[:2])
+        losses, log_sum = (a.reshape(x.shape[:2]) for a in (log_sum - picked, log_sum))
+        return jnp.where(counted, losses, 0), log_sum
 
-    specs = rows, _kernel_spec(None, split, tied), rows
-    losses, log_sum = mesh.split(part, specs, (rows, rows))(x, kernel, targets)
-    return losses, (x, kernel, targets, log_sum)
+    specs = rows, _kernel_spec(None, split, tied), rows, rows
+    losses, log_sum = mesh.split(part, specs, (rows, rows))(x, kernel, targets, counted)
+    return losses, (x, kernel, targets, counted, log_sum)
 
 
-def _backward(tied: bool, saved, g):
-    x, kernel, targets, log_sum = saved
+def _backward(tied: bool, form: str, saved, g):
+    x, kernel, targets, counted, log_sum = saved
+    by_tokens = mesh.choose("cross-entropy", form, "vocabulary", "tokens") == "tokens"
     rows, split = mesh.rows(), _split_vocabulary(kernel, tied)
     summed = [axis for axis in mesh.BATCH_AXES if mesh.axis_size(axis) > 1]
     scatter = "fsdp" if "fsdp" in summed and x.shape[-1] % mesh.axis_size("fsdp") == 0 else None
 
-    def part(x, kernel, targets, log_sum, g):
+    def part(x, kernel, targets, counted, log_sum, g):
         flat, targets = (
             x.reshape(-1, x.shape[-1]),
             targets.reshape(-1) - _first(kernel, tied, split),
         )
-        each = log_sum.reshape(-1, 1), g.reshape(-1, 1)
-        dx, dkernel = _scan_gradients(flat, kernel, targets, *each, tied)
+        each = log_sum.reshape(-1, 1), jnp.where(counted, g, 0).reshape(-1, 1)
+        if by_tokens:
+            each += (counted.reshape(-1),)
+            dx, dkernel = _token_gradients(flat, kernel, targets, *each, tied)
+        else:
+            dx, dkernel = _scan_gradients(flat, kernel, targets, *each, tied)
         if split:
             dx = jax.lax.psum(dx, split)
         if scatter:
@@ -83,8 +99,9 @@ def _backward(tied: bool, saved, g):
 
     whole = _kernel_spec(None, split, tied)
     outs = rows, _kernel_spec(scatter, split, tied)
-    dx, dkernel = mesh.split(part, (rows, whole, rows, rows, rows), outs)(*saved, g)
-    return dx, dkernel, None
+    specs = (rows, whole, rows, rows, rows, rows)
+    dx, dkernel = mesh.split(part, specs, outs)(*saved, g)
+    return dx, dkernel, None, None
 
 
 head_losses.defvjp(_forward, _backward)
@@ -136,6 +153,62 @@ def _scan_gradients(x, kernel, targets, log_sum, g, tied: bool):
     zeros = jnp.zeros(x.shape, log_sum.dtype), jnp.zeros_like(padded)
     dx, dkernel = jax.lax.scan(one, zeros, starts)[0]
     return dx, jax.lax.slice_in_dim(dkernel, 0, kernel.shape[axis], axis=axis)
+
+
+def _token_sums(x, kernel, targets, counted, tied: bool):
+    """`_scan_sums` of the tokens that count [t], 0, 1 and 0 for the others."""
+    precise = jnp.promote_types(x.dtype, jnp.float32)
+
+    def one(i, sums):
+        at = block(i)
+        logits, is_target = _block_logits(x[at], kernel, targets[at], tied)
+        best = logits.max(-1)
+        found = (
+            best,
+            jnp.exp(logits - best[:, None]).sum(-1),
+            jnp.where(is_target, logits, 0).sum(-1),
+        )
+        return tuple(s.at[at].set(f) for s, f in zip(sums, found, strict=True))
+
+    block, number = _blocks(counted)
+    zeros = jnp.zeros(len(x), precise)
+    return jax.lax.fori_loop(0, number, one, (zeros, zeros + 1, zeros))
+
+
+def _token_gradients(x, kernel, targets, log_sum, g, counted, tied: bool):
+    """`_scan_gradients`, of the tokens that count."""
+
+    def one(i, gradients):
+        dx, dkernel = gradients
+        at = block(i)
+        logits, is_target = _block_logits(x[at], kernel, targets[at], tied)
+        weight = g.at[at].get(mode="fill", fill_value=0)
+        d = ((jnp.exp(logits - log_sum[at]) - is_target) * weight).astype(x.dtype)  # [c, V]
+        dx = dx.at[at].set(_dot(d, kernel, 1, 0 if tied else 1, dx.dtype))
+        return dx, dkernel + _dot(*((d, x[at]) if tied else (x[at], d)), 0, 0, kernel.dtype)
+
+    block, number = _blocks(counted)
+    zeros = jnp.zeros(x.shape, log_sum.dtype), jnp.zeros_like(kernel)
+    return jax.lax.fori_loop(0, number, one, zeros)
+
+
+TOKENS = 128  # that count, together
+
+
+def _blocks(counted):
+    """(i -> the places of the i-th `TOKENS` tokens that count; how many). Behind the last of them
+    come others, and places beyond the end."""
+    size = min(TOKENS, len(counted))
+    order = jnp.argsort(~counted)  # those that count first
+    order = jnp.pad(order, (0, -len(order) % size), constant_values=len(order))
+    number = (counted.sum() + size - 1) // size
+    return lambda i: jax.lax.dynamic_slice_in_dim(order, i * size, size), number
+
+
+def _block_logits(x, kernel, targets, tied: bool):
+    """x [c, D], targets [c] -> (logits, whether a column is the target), [c, V] each."""
+    logits = _dot(x, kernel, 1, 1 if tied else 0, jnp.promote_types(x.dtype, jnp.float32))
+    return logits, jnp.arange(logits.shape[1]) == targets[:, None]
 
 
 def _chunks(x, kernel, targets, tied: bool):

@@ -165,7 +165,7 @@ def test_decoder_logits_and_gradients(tied):
 
         logits = module.apply({"params": params}, states, method="head")
         head = module.apply({"params": params}, jnp.float32, method="head_kernel")
-        losses = head_losses(states, head[0], targets, head[1])
+        losses = head_losses(states, head[0], targets, targets >= 0, head[1])
         return (losses * weights).sum() / weights.sum(), logits
 
     logits = model(
