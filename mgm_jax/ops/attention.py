@@ -78,8 +78,9 @@ def causal_attend(q, k, v, segments, apart: bool = False):
 
     def rows(q, k, v, segments):
         k, v, mask = k.swapaxes(1, 2), v.swapaxes(1, 2), packed_mask(segments)
+        again = jax.checkpoint(cache_attend)  # scores are made again backwards: they are large
         parts = (
-            cache_attend(q[:, a:e], k[:, :, :e], v[:, :, :e], mask[:, a:e, :e]) for a, e in ends
+            again(q[:, a:e], k[:, :, :e], v[:, :, :e], mask[:, a:e, :e]) for a, e in ends
         )
         return jnp.concatenate(list(parts), 1)
 
