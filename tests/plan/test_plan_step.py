@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from mgm_jax.configs import variants
 
 from mgm_jax.plan import search
 from mgm_jax.plan.compile import PlanError, _busy, _reason, _used
-from mgm_jax.plan.job import Job, Serve, batch_shape, plan_of
+from mgm_jax.plan.job import Job, Serve, batch_shape, plan_of, training
 from mgm_jax.settings import TrainingError
+from mgm_jax.sharding import make_mesh
 from mgm_jax.topologies import topology
 from tests.conftest import TINY
 
@@ -85,6 +87,7 @@ def test_serving(tmp_path):
         (["--topology", "v5e-16", "--config", "none.py"], "none.py: there is no such file"),
         (["--topology", "v5e-16", "--config.rematt=full"], "rematt"),
         (["--topology", "v5e-16", "--fit", "--serve"], "--fit"),
+        (["--topology", "v5e-16", "--text-only", "--serve"], "--text-only"),
     ],
 )
 def test_what_cannot_be(args, message):
@@ -96,7 +99,7 @@ def test_what_cannot_be(args, message):
 
 
 def test_a_job_survives_its_way_to_the_child():
-    job = Job("a.py:b", "v5e-16", ("--config.seed=1",), Serve(4, 512, 64))
+    job = Job("a.py:b", "v5e-16", ("--config.seed=1",), Serve(4, 512, 64), text_only=True)
     assert Job.loads(job.dumps()) == job
     assert Job.loads(Job("a.py", "v5p-64").dumps()) == Job("a.py", "v5p-64")
 
@@ -106,6 +109,14 @@ def test_slots_of_packed_rows(shards, slots):
     shape = batch_shape(*Job(f"{CONFIGS}/mgm_7b.py:stage=2", "v5e-64").read(), shards)
     assert (shape.groups, shape.slots) == (shards, slots)
     assert shape.pictures == pytest.approx(307.2)
+
+
+def test_rows_of_text_alone():
+    config, cfg = Job(f"{CONFIGS}/mgm_7b.py:stage=2", "v5e-64", text_only=True).read()
+    shape = batch_shape(config, cfg, 64, text_only=True)
+    assert (shape.rows, shape.slots, shape.pictures) == (128, 0, 0)
+    (part,) = training(config, cfg, make_mesh({}, jax.devices()[:1]), text_only=True)
+    assert not {"images", "image_mask"} & part.args[2].keys()
 
 
 def test_modules_that_train_follow_the_rules_of_the_config():
