@@ -79,9 +79,7 @@ def causal_attend(q, k, v, segments, apart: bool = False):
     def rows(q, k, v, segments):
         k, v, mask = k.swapaxes(1, 2), v.swapaxes(1, 2), packed_mask(segments)
         again = jax.checkpoint(cache_attend)  # scores are made again backwards: they are large
-        parts = (
-            again(q[:, a:e], k[:, :, :e], v[:, :, :e], mask[:, a:e, :e]) for a, e in ends
-        )
+        parts = (again(q[:, a:e], k[:, :, :e], v[:, :, :e], mask[:, a:e, :e]) for a, e in ends)
         return jnp.concatenate(list(parts), 1)
 
     if not apart or len(ends) == 1:
@@ -96,7 +94,7 @@ def decode_attend(q, k, v, mask):
     """`cache_attend` where no gradient is taken: on a CPU, a cache that is too large for its
     products' copies is read some rows at a time."""
     size = len(k)
-    if _on_one_cpu() and k.nbytes > WHOLE:
+    if mesh.on_one_cpu() and k.nbytes > WHOLE:
         most = max(1, PART * len(k) // k.nbytes)
         size = next(n for n in range(most, 0, -1) if len(k) % n == 0)
     return _by_rows(cache_attend, size, q, k, v, mask)
@@ -111,10 +109,6 @@ def _by_rows(attend, size: int, *arrays):
     return out.reshape(-1, *out.shape[2:])
 
 
-def _on_one_cpu() -> bool:
-    return jax.default_backend() == "cpu" and mesh.axis_size(*mesh.AXES) == 1
-
-
 def packed_attend(q, k, v, segments, form: str = "auto", reads: bool = False):
     """`attend` of rows to themselves under `packed_mask(segments)`, [B, T, N, H].
 
@@ -124,7 +118,7 @@ def packed_attend(q, k, v, segments, form: str = "auto", reads: bool = False):
     axis: ValueError where they do not divide. `reads`: no gradient will be taken.
     """
     if mesh.choose("attention", form, "splash", "xla") == "xla":
-        return causal_attend(q, k, v, segments, apart=reads and _on_one_cpu())
+        return causal_attend(q, k, v, segments, apart=reads and mesh.on_one_cpu())
     mesh.check_rows(len(q), "attention 'splash'")
     heads, kv, parts = q.shape[2], k.shape[2], mesh.axis_size("tensor")
     if heads % parts:

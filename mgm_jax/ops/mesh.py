@@ -24,6 +24,11 @@ def on_tpu() -> bool:
     return (device.platform if device else jax.default_backend()) == "tpu"
 
 
+def on_one_cpu() -> bool:
+    """Whether the program being traced is for one CPU device, whose cache is worth thinking of."""
+    return jax.default_backend() == "cpu" and not on_tpu() and axis_size(*AXES) == 1
+
+
 def choose(name: str, value: str, tpu: str, other: str) -> str:
     """`value`, or for "auto" the form of the platform: `tpu` or `other`.
 
