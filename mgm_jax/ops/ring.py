@@ -1,11 +1,10 @@
 """Sums over the `fsdp` axis that leave each device its own part, by rings of neighbours.
 
 XLA makes an all-reduce and a slice of a reduce-scatter over more than one axis of a torus, and the
-step waits for it. Here each axis of the torus has rings of its own, one after the other. Those of
-the first axis carry most; they pass on sums of products that are computed as they come by, in two
-halves, one of which travels while the other is computed. A ring's devices are in folded order (0,
-2, 4, ..., 5, 3, 1), which needs no link from the last to the first, and whose permutes XLA runs
-beside its products.
+step waits for it. Here each axis of the torus has rings of its own, one after the other. The
+columns of a matrix are split into as many colours as there are axes, and each colour begins with
+another axis, so that all links are busy. A ring's devices are in folded order (0, 2, 4, ..., 5, 3,
+1), which needs no link from the last to the first, and whose permutes XLA runs beside its products.
 
 n devices of `fsdp` fill a `grid` of chips in row-major order.
 """
@@ -25,7 +24,7 @@ from jax.sharding import PartitionSpec
 from mgm_jax.ops import mesh
 
 _grid: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("grid", default=())
-LANES = 128  # columns of a tile: halves are whole tiles
+LANES = 128  # columns of a tile: colours are whole tiles
 
 
 @contextlib.contextmanager
@@ -67,9 +66,10 @@ class _Ring:
 
         self.pairs = [(rank, after(rank)) for rank in range(math.prod(grid))]
         # Whose chunk a device adds, in turn; its own last.
-        turns = [[order[(place[c] - 1 - t) % self.size] for t in range(self.size)] for c in order]
-        turns = jnp.asarray([turns[place[c]] for c in range(self.size)], jnp.int32)
-        self.mine = turns[jax.lax.axis_index("fsdp") // stride % self.size]
+        coordinates = range(self.size)
+        turns = [[order[(place[c] - 1 - t) % self.size] for t in coordinates] for c in coordinates]
+        here = jax.lax.axis_index("fsdp") // stride % self.size
+        self.mine = jnp.asarray(turns, jnp.int32)[here]
         self.sum = self.chunk(0)
 
     def chunk(self, turn: int):
