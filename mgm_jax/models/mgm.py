@@ -83,7 +83,8 @@ class Mgm(nn.Module):
             variable_broadcast="params",
             split_rngs={"params": False, "drop_path": True, "dropout": True},
         )
-        return tuple(y[:, 0] for y in each(self, None, hr)[1])
+        with jax.named_scope("convnext"):
+            return tuple(y[:, 0] for y in each(self, None, hr)[1])
 
     def visual_tokens(self, features):
         """Tower features -> (tokens [P, N, D], named intermediates).
