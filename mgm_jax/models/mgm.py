@@ -24,7 +24,6 @@ from mgm_jax.models.projector import Projector
 from mgm_jax.nn.layout import pad_slots, slot_parts, split_pictures, split_rows
 from mgm_jax.ops.loss import head_losses
 from mgm_jax.ops.merge import place_images
-from mgm_jax.ops.mesh import on_one_cpu
 from mgm_jax.ops.resize import join_crops, split_crops
 from mgm_jax.ops.views import views, whole_view
 
@@ -70,21 +69,8 @@ class Mgm(nn.Module):
         clip = self.clip(lr.reshape(-1, *lr.shape[-3:]).astype(self.dtype))  # [P*R, n, C]
         features = {"clip": clip.reshape(len(lr), -1, clip.shape[-1])}
         if self.cfg.convnext:
-            features["convnext"] = self._convnext(hr.astype(self.dtype))
+            features["convnext"] = self.convnext(hr.astype(self.dtype))
         return features
-
-    def _convnext(self, hr):
-        """ConvNeXt's stage maps of pictures [P, H, W, 3]; on a CPU one picture at a time, which is
-        a fifth faster there (docs/performance.md)."""
-        if len(hr) == 1 or self.is_initializing() or not on_one_cpu():
-            return self.convnext(hr)
-        each = nn.scan(
-            lambda self, _, x: (None, self.convnext(x[None])),
-            variable_broadcast="params",
-            split_rngs={"params": False, "drop_path": True, "dropout": True},
-        )
-        with jax.named_scope("convnext"):
-            return tuple(y[:, 0] for y in each(self, None, hr)[1])
 
     def visual_tokens(self, features):
         """Tower features -> (tokens [P, N, D], named intermediates).
