@@ -65,13 +65,11 @@ def prompts(batch: int) -> np.ndarray:
     return np.random.default_rng(1).integers(3, LLM["vocab_size"], (batch, CONTEXT), np.int32)
 
 
-def theirs():
-    """batch -> ids [batch, NEW], by transformers."""
-    import torch
+def llama_config(**more):
+    """`LLM` as transformers has it."""
     import transformers
 
-    torch.set_num_threads(CORES)
-    config = transformers.LlamaConfig(
+    return transformers.LlamaConfig(
         vocab_size=LLM["vocab_size"],
         hidden_size=LLM["dim"],
         intermediate_size=LLM["mlp_dim"],
@@ -81,8 +79,17 @@ def theirs():
         head_dim=LLM["head_dim"],
         rms_norm_eps=LLM["norm_eps"],
         rope_parameters={"rope_type": "default", "rope_theta": LLM["rope_theta"]},
-        max_position_embeddings=CONTEXT + NEW,
+        **more,
     )
+
+
+def theirs():
+    """batch -> ids [batch, NEW], by transformers."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(CORES)
+    config = llama_config(max_position_embeddings=CONTEXT + NEW)
     model = transformers.LlamaForCausalLM(config).eval()
     model.load_state_dict({name: torch.from_numpy(x) for name, x in tensors().items()})
     length = {"max_new_tokens": NEW, "min_new_tokens": NEW}

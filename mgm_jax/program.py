@@ -145,7 +145,7 @@ def make_program(
         lora=lora,
     )
     step = jax.jit(
-        ring.on_grid(sharding.grid(mesh, config.gradients))(step),
+        ring.on_grid(sharding.torus(mesh, config.gradients))(step),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda s: s.sharding, state), sharding.replicated(mesh)),
         compiler_options=xla_flags.options(mesh),

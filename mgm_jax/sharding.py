@@ -1,4 +1,4 @@
-"""Meshes, one rule table from logical to mesh axes, and the shardings that follow from it."""
+"""Meshes, and the shardings that follow from the rules of `nn.layout`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,9 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mgm_jax.nn.layout import RULES
 from mgm_jax.ops.mesh import AXES, BATCH_AXES
 from mgm_jax.tree import flatten, unflatten
-
-RULES = {
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "expert_mlp": ("expert", "tensor"),  # a part of every expert, so that all are equally busy
-    "vis_embed": "fsdp",
-    "vis_mlp": None,
-    "vis_heads": None,
-    "conv_in": "fsdp",
-    "conv_out": None,
-}
 
 
 def make_mesh(shape: Mapping[str, int], devices=None) -> Mesh:
@@ -65,8 +51,8 @@ def _arrange(devices: np.ndarray, sizes: list[int]) -> np.ndarray:
     return create_hybrid_device_mesh(inside, across, flat, allow_split_physical_axes=True)
 
 
-def grid(mesh: Mesh, gradients: str) -> tuple[int, ...]:
-    """The torus over which `ops.ring` sums gradients; (): XLA sums them.
+def torus(mesh: Mesh, gradients: str) -> tuple[int, ...]:
+    """The grid of chips over which `ops.ring` sums gradients; (): XLA sums them.
 
     `gradients`: "ring"; "xla"; or "auto": "ring" where the chips of a mesh of nothing but `fsdp`
     fill a box in row-major order. "ring" takes the others as one ring. ValueError for another

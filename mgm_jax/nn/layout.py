@@ -1,4 +1,5 @@
-"""Where activations lie on a mesh: the constraints that models state, on their leading axis."""
+"""Where things lie on a mesh: one rule table from the logical axes of parameters to the mesh's, and
+the constraints that models state on activations, on their leading axis."""
 
 from __future__ import annotations
 
@@ -9,6 +10,21 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mgm_jax.ops import mesh
+
+RULES = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "expert_mlp": ("expert", "tensor"),  # a part of every expert, so that all are equally busy
+    "vis_embed": "fsdp",
+    "vis_mlp": None,
+    "vis_heads": None,
+    "conv_in": "fsdp",
+    "conv_out": None,
+}
 
 
 def split_pictures(x):

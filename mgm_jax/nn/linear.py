@@ -2,7 +2,7 @@
 
 Kernels are two-dimensional, `[in, out]`, and applied by one `jnp.dot` (heads are split by a reshape
 afterwards), so that conversion is a transpose and one pair of logical axes describes each matrix.
-`axes` are logical names (see `sharding.RULES`).
+`axes` are logical names (see `layout.RULES`).
 
 The parameter tree decides what a Linear computes: beside its kernel there may be an adapter
 (`mgm_jax.lora`), and a kernel may be there quantised (`mgm_jax.quantize`). Neither is made by
@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mgm_jax.nn.layout import RULES
 from mgm_jax.ops import quant, ring
-from mgm_jax.sharding import RULES
 
 
 def _param(module: nn.Module, name: str, init: Callable, axes: tuple, shape: tuple) -> jax.Array:
@@ -57,21 +57,20 @@ def matmul(x, kernel, axes: tuple[str | None, str | None] = (None, None)):
     flat = x.reshape(-1, x.shape[-1])
     if isinstance(kernel, quant.Quantized):
         y = quant.matmul(flat, kernel)
-    elif (side := _split_side(axes, kernel.shape)) is not None and len(flat) % math.prod(
-        ring.grid()
-    ) == 0:
+    elif (side := _ring_side(axes, kernel.shape, len(flat))) is not None:
         y = ring.product(flat, kernel.astype(x.dtype), side, ring.grid())
     else:
         y = jnp.dot(flat, kernel.astype(x.dtype))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _split_side(axes: tuple, shape: tuple) -> int | None:
-    """Which axis of a kernel lies on the mesh's `fsdp`, where its gradient is summed in rings."""
-    if not ring.grid():
+def _ring_side(axes: tuple, shape: tuple, rows: int) -> int | None:
+    """Which axis of a kernel lies on the mesh's `fsdp`, if its gradient can be summed in rings."""
+    parts = math.prod(ring.grid())
+    if parts == 1 or rows % parts:
         return None
     sides = (i for i, axis in enumerate(axes) if axis and RULES[axis] == "fsdp")
-    return next((i for i in sides if shape[i] % math.prod(ring.grid()) == 0), None)
+    return next((i for i in sides if shape[i] % parts == 0), None)
 
 
 def torch_linear_init(key, shape, dtype=jnp.float32):

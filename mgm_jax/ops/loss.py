@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from mgm_jax.ops import mesh
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits that exist on a device at one time
+TOKENS = 128  # that count, of a block
 
 
 def token_losses(logits, targets):
@@ -46,7 +47,7 @@ def _forward(x, kernel, targets, counted, tied: bool, form: str):
     mesh.check_rows(len(x), "cross-entropy")
     x, kernel, targets, counted = map(jnp.asarray, (x, kernel, targets, counted))
     rows, split = mesh.rows(), _split_vocabulary(kernel, tied)
-    by_tokens = mesh.choose("cross-entropy", form, "vocabulary", "tokens") == "tokens"
+    by_tokens = _by_tokens(form)
 
     def part(x, kernel, targets, counted):
         flat, targets = (
@@ -72,7 +73,7 @@ def _forward(x, kernel, targets, counted, tied: bool, form: str):
 
 def _backward(tied: bool, form: str, saved, g):
     x, kernel, targets, counted, log_sum = saved
-    by_tokens = mesh.choose("cross-entropy", form, "vocabulary", "tokens") == "tokens"
+    by_tokens = _by_tokens(form)
     rows, split = mesh.rows(), _split_vocabulary(kernel, tied)
     summed = [axis for axis in mesh.BATCH_AXES if mesh.axis_size(axis) > 1]
     scatter = "fsdp" if "fsdp" in summed and x.shape[-1] % mesh.axis_size("fsdp") == 0 else None
@@ -105,6 +106,10 @@ def _backward(tied: bool, form: str, saved, g):
 
 
 head_losses.defvjp(_forward, _backward)
+
+
+def _by_tokens(form: str) -> bool:
+    return mesh.choose("cross-entropy", form, "vocabulary", "tokens") == "tokens"
 
 
 def _split_vocabulary(kernel, tied: bool) -> str | None:
@@ -190,9 +195,6 @@ def _token_gradients(x, kernel, targets, log_sum, g, counted, tied: bool):
     block, number = _blocks(counted)
     zeros = jnp.zeros(x.shape, log_sum.dtype), jnp.zeros_like(kernel)
     return jax.lax.fori_loop(0, number, one, zeros)
-
-
-TOKENS = 128  # that count, together
 
 
 def _blocks(counted):

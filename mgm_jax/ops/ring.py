@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -89,7 +90,7 @@ def _colours(whole, grid: tuple[int, ...]) -> list[tuple[int, jax.Array]]:
     rows, columns = whole.shape
     number = max(1, min(len(grid), columns // LANES))
     ends = [round(i * columns / number / LANES) * LANES for i in range(number)] + [columns]
-    parts = (whole[:, a:b] for a, b in zip(ends, ends[1:], strict=False))
+    parts = (whole[:, a:b] for a, b in itertools.pairwise(ends))
     shape = (*grid, rows // math.prod(grid), -1)
     return [(axis, part.reshape(shape)) for axis, part in enumerate(parts)]
 

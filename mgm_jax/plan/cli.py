@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"--read is {args.read}, expected a divisor of --batch {args.batch}")
     serve = Serve(args.batch, args.prompt, args.new, args.read) if args.serve else None
     job = Job(args.config, args.topology, tuple(args.rest), serve, args.text_only)
-    if args.text_only and serve:
-        raise ValueError("--text-only is of training steps: it does not go with --serve")
+    if args.text_only and (serve or args.fit):
+        raise ValueError("--text-only is of one training step: without --serve and --fit")
     if args.fit and serve:
         raise ValueError("--fit searches training steps: it does not go with --serve")
     if args.fit:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mgm_jax.ops import ring
-from mgm_jax.sharding import grid, make_mesh
+from mgm_jax.sharding import make_mesh, torus
 
 SCRIPT = Path(__file__).with_name("ring_products.py")
 
@@ -51,20 +51,20 @@ class Chip:
         self.coords = coords
 
 
-def test_the_grid_of_a_mesh():
+def test_the_torus_of_a_mesh():
     class Mesh:
         def __init__(self, devices, **shape):
             self.devices, self.shape = np.array(devices, object), shape
 
     box = [Chip(x, y, 0) for x in range(2) for y in range(4)]
-    assert grid(Mesh(box, fsdp=8), "auto") == grid(Mesh(box, fsdp=8), "ring") == (2, 4)
-    assert grid(Mesh(box, fsdp=8), "xla") == ()
+    assert torus(Mesh(box, fsdp=8), "auto") == torus(Mesh(box, fsdp=8), "ring") == (2, 4)
+    assert torus(Mesh(box, fsdp=8), "xla") == ()
     snake = [*box[:4], *box[:3:-1]]
-    assert grid(Mesh(snake, fsdp=8), "auto") == ()
-    assert grid(Mesh(snake, fsdp=8), "ring") == (8,)
-    assert grid(Mesh(box, fsdp=4, tensor=2), "auto") == ()
+    assert torus(Mesh(snake, fsdp=8), "auto") == ()
+    assert torus(Mesh(snake, fsdp=8), "ring") == (8,)
+    assert torus(Mesh(box, fsdp=4, tensor=2), "auto") == ()
     with pytest.raises(ValueError, match="gradients is 'ring', but the mesh .* fsdp alone"):
-        grid(Mesh(box, fsdp=4, tensor=2), "ring")
+        torus(Mesh(box, fsdp=4, tensor=2), "ring")
     with pytest.raises(ValueError, match="gradients is 'rings', expected 'auto', 'ring' or 'xla'"):
-        grid(make_mesh({}), "rings")
-    assert grid(make_mesh({}), "auto") == ()
+        torus(make_mesh({}), "rings")
+    assert torus(make_mesh({}), "auto") == ()

@@ -88,6 +88,7 @@ def test_serving(tmp_path):
         (["--topology", "v5e-16", "--config.rematt=full"], "rematt"),
         (["--topology", "v5e-16", "--fit", "--serve"], "--fit"),
         (["--topology", "v5e-16", "--text-only", "--serve"], "--text-only"),
+        (["--topology", "v5e-16", "--text-only", "--fit"], "--text-only"),
     ],
 )
 def test_what_cannot_be(args, message):

@@ -68,7 +68,7 @@ def run(tiny, case, mesh_shape):
     devices = jax.devices() if mesh_shape else jax.devices()[:1]
     mesh = sharding.make_mesh(mesh_shape or {"fsdp": 1}, devices)
     program = make_program(config, cfg, check_switches(config), mesh, steps=100)
-    summed = ring.on_grid(sharding.grid(mesh, config.gradients))
+    summed = ring.on_grid(sharding.torus(mesh, config.gradients))
     with jax.set_mesh(mesh):
         params = jax.jit(lambda key: nn.unbox(program.model.init(key, program.example)["params"]))(
             jax.random.key(0)
