@@ -20,11 +20,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from mgm_jax.ops import mesh
 
 _grid: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("grid", default=())
+CLOSED = 4  # sides of a v5p slice of which this divides every one have links that close to rings
 LANES = 128  # columns of a tile: colours are whole tiles
 
 
@@ -104,6 +106,32 @@ def _finish(ring: _Ring, grid: tuple[int, ...], first: int):
     return x
 
 
+def gather(kernel, side: int, grid: tuple[int, ...]):
+    """A kernel whose axis `side` is split over `fsdp` -> the same, whole on every device.
+
+    Of a gather over three axes of a torus, all of them closed, XLA makes an all-reduce of twice the
+    bytes. So the last axis is gathered first, which leaves two.
+    """
+    if len(grid) < 3 or any(size % CLOSED for size in grid):
+        return kernel  # XLA gathers where the product is
+    lines = np.arange(math.prod(grid)).reshape(-1, grid[-1])
+
+    def part(own):
+        for groups in (lines, lines.T):
+            own = jax.lax.all_gather(
+                own, "fsdp", axis=side, axis_index_groups=groups.tolist(), tiled=True
+            )
+        return own
+
+    own, whole = _split(side), PartitionSpec()
+    return jax.shard_map(part, in_specs=own, out_specs=whole, check_vma=False)(kernel)
+
+
+def _split(side: int) -> PartitionSpec:
+    """How a kernel lies whose axis `side` is split."""
+    return PartitionSpec(*("fsdp" if i == side else None for i in range(2)))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(x, kernel, side: int, grid: tuple[int, ...]):
     """x [N, in] . kernel [in, out], the kernel's gradient summed by rings over `grid`, in its
@@ -112,11 +140,11 @@ def product(x, kernel, side: int, grid: tuple[int, ...]):
     Rows are split over the batch axes of the mesh in context, and axis `side` of the kernel over
     `fsdp`.
     """
-    return jnp.dot(x, kernel)
+    return _forward(x, kernel, side, grid)[0]
 
 
 def _forward(x, kernel, side: int, grid: tuple[int, ...]):
-    return jnp.dot(x, kernel), (x, kernel)
+    return jnp.dot(x, gather(kernel, side, grid)), (x, kernel)
 
 
 def _backward(side: int, grid: tuple[int, ...], saved, dy):
@@ -142,10 +170,10 @@ def _backward(side: int, grid: tuple[int, ...], saved, dy):
         own = jnp.concatenate(own, axis=1)
         return dx, own if side == 0 else own.T
 
-    rows, whole = mesh.rows(), PartitionSpec()
-    own = PartitionSpec(*("fsdp" if i == side else None for i in range(2)))
-    specs = (rows, whole, rows)
-    return jax.shard_map(part, in_specs=specs, out_specs=(rows, own), check_vma=False)(*saved, dy)
+    (x, kernel), rows = saved, mesh.rows()
+    specs, out = (rows, PartitionSpec(), rows), (rows, _split(side))
+    backward = jax.shard_map(part, in_specs=specs, out_specs=out, check_vma=False)
+    return backward(x, gather(kernel, side, grid), dy)
 
 
 product.defvjp(_forward, _backward)

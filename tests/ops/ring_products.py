@@ -52,6 +52,7 @@ def in_context() -> list:
 
 
 if __name__ == "__main__":
+    ring.CLOSED = 2  # so that 2 x 2 x 2 is a torus whose axes are gathered one after the other
     jax.config.update("jax_enable_x64", True)
     mesh, found = make_mesh({"fsdp": 8}), {"in_context": json.dumps(in_context())}
     with jax.set_mesh(mesh):
