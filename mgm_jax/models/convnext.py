@@ -34,7 +34,9 @@ class Depthwise(nn.Module):
         bias = self.param(
             "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)), (c,)
         )
-        return depthwise(x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+        # Parameters are made outside any mesh, where a kernel cannot be partitioned.
+        form = "conv" if self.is_initializing() else "auto"
+        return depthwise(x, kernel.astype(x.dtype), form) + bias.astype(x.dtype)
 
 
 class Block(nn.Module):

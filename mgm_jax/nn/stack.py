@@ -7,15 +7,17 @@ import jax
 
 _saved = jax.checkpoint_policies
 _attention = _saved.save_only_these_names("attention")  # what the kernel's backward pass reads
+_products = _saved.save_from_both_policies(  # with weights, and what experts multiply
+    _saved.dots_with_no_batch_dims_saveable,
+    _saved.save_only_these_names("expert_tokens", "expert_gate", "expert_up"),
+)
 REMAT_POLICIES = {
     "none": None,  # keep every activation
     "full": _saved.nothing_saveable,  # but the layers' inputs
     "attention": _attention,
     "qkv": _saved.save_only_these_names("attention", "query", "key", "value"),
-    "dots": _saved.dots_with_no_batch_dims_saveable,  # the products with weights
-    "dots+attention": _saved.save_from_both_policies(
-        _saved.dots_with_no_batch_dims_saveable, _attention
-    ),
+    "dots": _products,
+    "dots+attention": _saved.save_from_both_policies(_products, _attention),
     # As "dots", in the memory of the host: it has a hundred times the room, at PCIe's speed.
     "offload": _saved.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }

@@ -1,28 +1,44 @@
 """Depthwise convolution, stride 1, same padding, in the form that the backend runs best.
 
-XLA's CPU lowering of a grouped convolution is slow (and slower still backwards), so on CPU the
-convolution is k*k shifted multiply-adds, with a weight gradient of its own; elsewhere it is
-`lax.conv_general_dilated`. Both compute the same sums.
+XLA's lowering of a grouped convolution is slow on CPUs (and slower still backwards) and on TPUs. So
+on CPUs the convolution is k*k shifted multiply-adds, with a weight gradient of its own, on TPUs a
+kernel, elsewhere and where a map does not divide into tiles `lax.conv_general_dilated`. All compute
+the same sums; the kernel's are float32, whatever x is.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from mgm_jax.ops import depthwise_kernel, mesh
 
 
 def depthwise(x, kernel, form: str = "auto"):
     """x [B, H, W, C], kernel [k*k, C] (row-major taps, k odd) -> [B, H, W, C].
 
-    form: "shift", "conv", or "auto" (by backend).
+    form: "shift", "conv", "kernel" (off a TPU it is interpreted, for tests), or "auto": by backend
+    and shape.
     """
-    if form == "auto":
-        form = "shift" if jax.default_backend() == "cpu" else "conv"
-    return {"shift": _shift, "conv": _conv}[form](x, kernel)
+    form = _best(x, kernel) if form == "auto" else form
+    return {"shift": _shift, "conv": _conv, "kernel": _kernel}[form](x, kernel)
+
+
+def _best(x, kernel) -> str:
+    if not mesh.on_tpu():
+        return "shift" if jax.default_backend() == "cpu" else "conv"
+    pictures, h, w, _ = x.shape
+    whole = pictures % mesh.axis_size(*_AXES) == 0
+    return "kernel" if whole and depthwise_kernel.fits(h, w, _side(kernel)) else "conv"
+
+
+def _side(kernel) -> int:
+    return round(kernel.shape[0] ** 0.5)
 
 
 def _conv(x, kernel):
-    k = int(kernel.shape[0] ** 0.5)
+    k = _side(kernel)
     return jax.lax.conv_general_dilated(
         x,
         kernel.reshape(k, k, 1, -1),
@@ -31,6 +47,9 @@ def _conv(x, kernel):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
+
+
+# --------------------------------------------------------------------------------- on CPUs: shifts
 
 
 def _shifts(x, k: int):
@@ -43,8 +62,7 @@ def _shifts(x, k: int):
 
 @jax.custom_vjp
 def _shift(x, kernel):
-    k = int(kernel.shape[0] ** 0.5)
-    return sum(view * tap for view, tap in zip(_shifts(x, k), kernel, strict=True))
+    return sum(view * tap for view, tap in zip(_shifts(x, _side(kernel)), kernel, strict=True))
 
 
 def _shift_fwd(x, kernel):
@@ -53,10 +71,36 @@ def _shift_fwd(x, kernel):
 
 def _shift_bwd(residuals, g):
     x, kernel = residuals
-    k = int(kernel.shape[0] ** 0.5)
     dx = _shift(g, kernel[::-1])  # the transpose of a correlation is the flipped one
-    dkernel = jnp.stack([jnp.einsum("bhwc,bhwc->c", view, g) for view in _shifts(x, k)])
-    return dx, dkernel
+    views = _shifts(x, _side(kernel))
+    return dx, jnp.stack([jnp.einsum("bhwc,bhwc->c", view, g) for view in views])
 
 
 _shift.defvjp(_shift_fwd, _shift_bwd)
+
+
+# ------------------------------------------------------------------------------- on TPUs: a kernel
+
+_AXES = (*mesh.BATCH_AXES, "tensor")  # what pictures are split over: `nn.layout.split_pictures`
+
+
+@jax.custom_vjp
+def _kernel(x, kernel):
+    def part(x, kernel):
+        return depthwise_kernel.depthwise(x, kernel, interpret=not mesh.on_tpu())
+
+    pictures = PartitionSpec(_AXES)
+    return mesh.split(part, (pictures, PartitionSpec()), pictures)(x, kernel)
+
+
+def _kernel_fwd(x, kernel):
+    return _kernel(x, kernel), (x, kernel)
+
+
+def _kernel_bwd(residuals, g):
+    x, kernel = residuals
+    _, weights = jax.vjp(lambda kernel: _conv(x, kernel), kernel)
+    return _kernel(g, kernel[::-1]), weights(g)[0]
+
+
+_kernel.defvjp(_kernel_fwd, _kernel_bwd)

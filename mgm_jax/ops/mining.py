@@ -50,15 +50,16 @@ def mine(queries, maps, scale: float, eps: float):
     square = sum(part.square for part in parts) / channels
     inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)
     dots = sum(
-        _exact("bnk,sk->bns", _dot("bnc,bnkc->bnk", q, part.windows, precise), part.to_fine)
+        _exact("bnk,sk->bns", _by_windows(q, part.windows, precise), part.to_fine)
         for q, part in zip(pieces, parts, strict=True)
     )
     total = queries.astype(precise).sum(-1, keepdims=True)
     weights = region_softmax((dots - mean * total) * inverse * scale)
     scaled = weights * inverse
+    windows = jax.lax.optimization_barrier([part.windows for part in parts])
     sums = [
-        _dot("bnk,bnkc->bnc", _exact("bns,sk->bnk", scaled, part.to_fine), part.windows, precise)
-        for part in parts
+        _of_windows(_exact("bns,sk->bnk", scaled, part.to_fine), x, precise)
+        for part, x in zip(parts, windows, strict=True)
     ]
     sums = jnp.concatenate(sums, -1) - (scaled * mean).sum(-1, keepdims=True)
     return sums.astype(maps[0].dtype), weights
@@ -72,7 +73,7 @@ def region_softmax(logits):
 class _Part(NamedTuple):
     """What one map contributes."""
 
-    windows: jax.Array  # [B, N, K, c]: the K positions that a region's values depend on
+    windows: jax.Array  # [B, n, k, n, k, c]: the K = k*k positions that each region depends on
     to_fine: np.ndarray  # [S, K]: M
     mean: jax.Array  # [B, N, S], the channel sums of the resized map
     square: jax.Array  # [B, N, S], the sums of squares
@@ -87,7 +88,10 @@ def _prepare(x, n: int, size: int) -> _Part:
     if r < s:  # resizing repeats the edge
         x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
     k = r + 2 * (r < s)
-    moments = [_windows(m[..., None], n, r, k)[..., 0] for m in _moments(x.astype(precise), r < s)]
+    moments = [
+        _windows(m[..., None], n, r, k).swapaxes(2, 3).reshape(len(x), n * n, k * k)
+        for m in _moments(x.astype(precise), r < s)
+    ]
     square = sum(_exact("bnk,sk->bns", m, a) for m, a in zip(moments[1:], squares, strict=True))
     mean = _exact("bnk,sk->bns", moments[0], to_fine)
     return _Part(_windows(x, n, r, k), to_fine, mean, square)
@@ -131,18 +135,29 @@ def _matrices(s: int, r: int):
 
 
 def _windows(x, n: int, r: int, k: int):
-    """x [B, (n-1)*r + k, the same, c] -> [B, n*n, k*k, c]: windows of side k at stride r."""
+    """x [B, (n-1)*r + k, the same, c] -> [B, n, k, n, k, c]: windows of side k at stride r."""
     if k == r:
-        x = x.reshape(len(x), n, r, n, r, -1)
-    else:
-        last = (n - 1) * r + 1
-        x = jnp.stack([x[:, i : i + last : r] for i in range(k)], axis=2)  # [B, n, k, w, c]
-        x = jnp.stack([x[:, :, :, i : i + last : r] for i in range(k)], axis=4)
-    return x.swapaxes(2, 3).reshape(len(x), n * n, k * k, -1)
+        return x.reshape(len(x), n, r, n, r, -1)
+    last = (n - 1) * r + 1
+    x = jnp.stack([x[:, i : i + last : r] for i in range(k)], axis=2)  # [B, n, k, w, c]
+    return jnp.stack([x[:, :, :, i : i + last : r] for i in range(k)], axis=4)
 
 
-def _dot(form: str, a, b, dtype):
-    return jnp.einsum(form, a.astype(b.dtype), b, preferred_element_type=dtype)
+def _by_windows(q, windows, dtype):
+    """q [B, N, c] -> [B, N, K]: dot products with the window's positions. Windows stay as they lie,
+    with rows of regions and of their positions in turn: to move them costs more than the sums."""
+    b, n, k, *_ = windows.shape
+    q = q.astype(windows.dtype).reshape(b, n, n, -1)
+    dots = jnp.einsum("bhwc,bhiwjc->bhwij", q, windows, preferred_element_type=dtype)
+    return dots.reshape(b, n * n, k * k)
+
+
+def _of_windows(weights, windows, dtype):
+    """weights [B, N, K] -> [B, N, c]: weighted sums of the window's positions."""
+    b, n, k, *_, c = windows.shape
+    weights = weights.astype(windows.dtype).reshape(b, n, n, k, k)
+    sums = jnp.einsum("bhwij,bhiwjc->bhwc", weights, windows, preferred_element_type=dtype)
+    return sums.reshape(b, n * n, c)
 
 
 def _exact(form: str, a, b):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import megablox
 from jax.sharding import PartitionSpec
 
@@ -55,6 +56,7 @@ def expert_mlp(x, weights, experts, kernels, act: Callable, form: str = "auto"):
         shared = x, weights, experts
         if across[0]:
             shared = [jax.lax.all_gather(a, "expert", tiled=True) for a in shared]
+            shared[0] = checkpoint_name(shared[0], "expert_tokens")
         y = _mixture(*shared, kernels, act, _gmm)
         if across[0]:
             y = jax.lax.psum_scatter(y, "expert", tiled=True)
@@ -79,7 +81,11 @@ def _mixture(x, weights, experts, kernels, act: Callable, matmul: Callable):
     sizes = jnp.bincount(pairs, length=len(w_gate)).astype(jnp.int32)
     weights = _spread(weights.reshape(-1, 1), order, places[:, None])
     rows = _spread(x.reshape(-1, x.shape[-1]), order, places.reshape(-1, k))
-    h = act(matmul(rows, w_gate, sizes)) * matmul(rows, w_up, sizes)
+    gate, up = (
+        checkpoint_name(matmul(rows, w, sizes), f"expert_{name}")
+        for name, w in (("gate", w_gate), ("up", w_up))
+    )
+    h = act(gate) * up
     y = matmul(h * weights.astype(h.dtype), w_down, sizes)
     return _collect(y, order, places.reshape(-1, k)).reshape(x.shape)
 
@@ -97,7 +103,7 @@ def _spread(x, order, places):
 @jax.custom_vjp
 def _collect(y, order, places):
     """y [n, D] -> [t, D]: each token's sum over its k rows."""
-    return y.at[places].get(mode="promise_in_bounds").sum(1)
+    return sum(y.at[place].get(mode="promise_in_bounds") for place in places.T)
 
 
 def _backward(transpose: Callable):

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from mgm_jax import topologies
-from mgm_jax.plan import page, report, search, serving
+from mgm_jax.plan import page, report, search, serving, vision
 from mgm_jax.plan.compile import Compiled, compile_job, leave_the_compiler_alone
-from mgm_jax.plan.job import Job, Serve, locate
+from mgm_jax.plan.job import Job, Serve, Vision, locate
 from mgm_jax.settings import add_config_argument
 
 
@@ -24,7 +24,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_config_argument(parser)
     parser.add_argument("--topology", required=True, help="v5e-16, v5p-64, 2xv5e-256, ...")
     parser.add_argument("--serve", action="store_true", help="prefill and decoding, not training")
-    parser.add_argument("--batch", type=int, default=8, help="requests of --serve; default: 8")
+    parser.add_argument(
+        "--module", choices=vision.MODULES, help="a module of vision by itself, forward"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        help="requests of --serve, or pictures a chip of --module; default: 8",
+    )
     parser.add_argument("--prompt", type=int, default=1024, help="their tokens; default: 1024")
     parser.add_argument("--new", type=int, default=256, help="tokens of an answer; default: 256")
     parser.add_argument("--read", type=int, default=0, help="prompts read at a time; default: all")
@@ -51,11 +59,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.read < 0 or (args.read and args.batch % args.read):
         raise ValueError(f"--read is {args.read}, expected a divisor of --batch {args.batch}")
     serve = Serve(args.batch, args.prompt, args.new, args.read) if args.serve else None
-    job = Job(args.config, args.topology, tuple(args.rest), serve, args.text_only)
-    if args.text_only and (serve or args.fit):
-        raise ValueError("--text-only is of one training step: without --serve and --fit")
-    if args.fit and serve:
-        raise ValueError("--fit searches training steps: it does not go with --serve")
+    look = Vision(args.module, args.batch) if args.module else None
+    job = Job(args.config, args.topology, tuple(args.rest), serve, args.text_only, look)
+    asked = [
+        f"--{name}"
+        for name in ("serve", "fit", "text-only", "module")
+        if vars(args)[name.replace("-", "_")]
+    ]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)} do not go together: each asks for other programs")
     if args.fit:
         found, compiled = search.fit(job, place, args.minutes, progress)
     else:
@@ -80,6 +92,8 @@ def describe(job: Job, place: topologies.Topology, compiled: list[Compiled]) -> 
     config, cfg = job.read()
     if job.serve:
         return serving.report(compiled, place, cfg, job.serve)
+    if job.vision:
+        return vision.report(compiled, place, cfg, job.vision)
     return report.training_report(compiled[0], place, config, cfg, job.text_only)
 
 

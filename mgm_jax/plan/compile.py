@@ -173,7 +173,7 @@ def _lower(job: Job):
 
     from mgm_jax import sharding, topologies
     from mgm_jax.plan import job as jobs
-    from mgm_jax.plan import serving
+    from mgm_jax.plan import serving, vision
 
     place = topologies.topology(job.topology)
     config, cfg = job.read()
@@ -185,6 +185,8 @@ def _lower(job: Job):
     mesh = sharding.make_mesh(shape, topologies.devices(place))
     if job.serve:
         parts = serving.parts(config, cfg, mesh, job.serve)
+    elif job.vision:
+        parts = vision.parts(config, cfg, mesh, job.vision)
     else:
         parts = jobs.training(config, cfg, mesh, job.text_only)
     for part in parts:

@@ -37,15 +37,24 @@ class Serve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Vision:
+    """A module of vision by itself, forward, on `batch` pictures a chip."""
+
+    module: str
+    batch: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """`config`: FILE[:args]; `overrides`: --config.key=value; `serve`: None for training;
-    `text_only`: rows without pictures, as the language model alone has them."""
+    """`config`: FILE[:args]; `overrides`: --config.key=value; `serve` and `vision`: None for
+    training; `text_only`: rows without pictures, as the language model alone has them."""
 
     config: str
     topology: str
     overrides: tuple[str, ...] = ()
     serve: Serve | None = None
     text_only: bool = False
+    vision: Vision | None = None
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -53,8 +62,10 @@ class Job:
     @classmethod
     def loads(cls, text: str) -> Job:
         values = json.loads(text)
-        serve = values["serve"] and Serve(**values["serve"])
-        return cls(**values | {"overrides": tuple(values["overrides"]), "serve": serve})
+        parts = {"overrides": tuple(values["overrides"])}
+        for name, kind in (("serve", Serve), ("vision", Vision)):
+            parts[name] = values[name] and kind(**values[name])
+        return cls(**values | parts)
 
     def read(self) -> tuple[ConfigDict, MgmConfig]:
         """The config and its model's; TrainingError for what a training run would refuse."""

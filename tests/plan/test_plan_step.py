@@ -12,7 +12,8 @@ from mgm_jax.configs import variants
 
 from mgm_jax.plan import search
 from mgm_jax.plan.compile import PlanError, _busy, _reason, _used
-from mgm_jax.plan.job import Job, Serve, batch_shape, plan_of, training
+from mgm_jax.plan.job import Job, Serve, Vision, batch_shape, plan_of, training
+from mgm_jax.plan.vision import MODULES
 from mgm_jax.settings import TrainingError
 from mgm_jax.sharding import make_mesh
 from mgm_jax.topologies import topology
@@ -54,9 +55,9 @@ def test_2b_with_two_layers(tmp_path):
     assert "v5e-16" in files["page.html"].read_text()
 
 
-def test_serving(tmp_path):
-    """A tiny model on four chips: what a token costs, against the memory that it reads."""
-    pytest.importorskip("libtpu")
+@pytest.fixture
+def tiny(tmp_path):
+    """A config of a tiny model."""
     file = tmp_path / "tiny.py"
     file.write_text(
         "from mgm_jax.configs import common\n"
@@ -66,8 +67,28 @@ def test_serving(tmp_path):
         f"    config.model = common.ConfigDict({TINY!r})\n"
         "    return config\n"
     )
+    return file
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_of_vision(tiny, module):
+    pytest.importorskip("libtpu")
+    pictures = ("--module", module, "--batch", "2", "--config.model.image.hr_size=256")
+    done = command("--config", str(tiny), "--topology", "v5e-4", *pictures)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and (found["module"], found["pictures"]) == (module, 8)
+    step = found["step_seconds_estimate"]
+    assert found["milliseconds_a_picture"] == pytest.approx(1e3 * step / 2, abs=0.006)
+    assert bool(found["kernels"]) == (module == "convnext")
+    assert 0 < found["mfu_estimate"] < 1
+
+
+def test_serving(tiny):
+    """A tiny model on four chips: what a token costs, against the memory that it reads."""
+    pytest.importorskip("libtpu")
     sizes = ("--batch", "4", "--prompt", "128", "--new", "16")
-    done = command("--config", str(file), "--topology", "v5e-4", "--serve", *sizes)
+    done = command("--config", str(tiny), "--topology", "v5e-4", "--serve", *sizes)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] and found["mesh"]["tensor"] == 4
@@ -88,7 +109,12 @@ def test_serving(tmp_path):
         (["--topology", "v5e-16", "--config.rematt=full"], "rematt"),
         (["--topology", "v5e-16", "--fit", "--serve"], "--fit"),
         (["--topology", "v5e-16", "--text-only", "--serve"], "--text-only"),
-        (["--topology", "v5e-16", "--text-only", "--fit"], "--text-only"),
+        (["--topology", "v5e-16", "--text-only", "--fit"], "--fit and --text-only do not go"),
+        (["--topology", "v5e-16", "--module", "clip", "--serve"], "--serve and --module do not go"),
+        (
+            ["--topology", "v5e-16", "--module", "mining", "--config.model.convnext=None"],
+            "convnext",
+        ),
     ],
 )
 def test_what_cannot_be(args, message):
@@ -101,6 +127,8 @@ def test_what_cannot_be(args, message):
 
 def test_a_job_survives_its_way_to_the_child():
     job = Job("a.py:b", "v5e-16", ("--config.seed=1",), Serve(4, 512, 64), text_only=True)
+    assert Job.loads(job.dumps()) == job
+    job = Job("a.py", "v5e-1", vision=Vision("convnext", 2))
     assert Job.loads(job.dumps()) == job
     assert Job.loads(Job("a.py", "v5p-64").dumps()) == Job("a.py", "v5p-64")
 
