@@ -106,7 +106,7 @@ def train_config(faithful: bool = False) -> ConfigDict:
     c.attention = "auto"  # "xla", "splash", or by platform: see ops.attention.packed_attend
     c.moe = "auto"  # "ragged", "gmm", or by platform: see ops.moe.expert_mlp
     c.accumulate = 1  # parts that a batch is worked on in, which saves memory
-    c.remat = "full"  # what the backward pass keeps: see nn.stack.REMAT_POLICIES
+    c.remat = "full"  # what the backward pass keeps: see nn.stack.remat_policy
     # Pictures of a device that the towers work on at a time, which saves memory; None: all.
     c.tower_batch = placeholder(int)
     c.scan = True  # scan over layers, or unroll

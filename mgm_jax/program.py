@@ -144,8 +144,14 @@ def make_program(
         shards=sharding.batch_shards(mesh),
         lora=lora,
     )
+    grid = sharding.torus(mesh, config.gradients)
+    if "weights" in config.remat.split("+") and not grid:
+        raise ValueError(
+            f"remat is {config.remat!r}, but on the mesh {dict(mesh.shape)} with gradients "
+            f"{config.gradients!r} no weights are gathered that could be kept (docs/configs.md)"
+        )
     step = jax.jit(
-        ring.on_grid(sharding.torus(mesh, config.gradients))(step),
+        ring.on_grid(grid)(step),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda s: s.sharding, state), sharding.replicated(mesh)),
         compiler_options=xla_flags.options(mesh),

@@ -94,6 +94,7 @@ def test_wrong_usage(arguments, capsys):
         ("--config.dtype=float13", ["config.dtype is 'float13'", "bfloat16"]),
         ("--config.frozen_dtype=int8", ["config.frozen_dtype is 'int8'"]),
         ("--config.remat=some", ["remat is 'some'", "dots"]),
+        ("--config.remat=qkv+weights", ["remat is 'qkv+weights'", "no weights are gathered"]),
         ("--config.optim.lrr=1", ["no key 'lrr'", '"lr"']),
         ("--config.zzz=1", ["no key 'zzz'"]),
         ("--config.optim.lr=much", ["config.optim.lr", "much"]),

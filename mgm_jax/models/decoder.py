@@ -112,7 +112,8 @@ class Attention(nn.Module):
             out = packed_attend(q, k, v, shared["segments"], form, reads=cache is not None)
             cache = None if cache is None else kv
         out = out.reshape(b, t, cfg.heads * cfg.head_dim)
-        return linear(d, ("heads", "embed"), "o_proj")(out), cache
+        out = linear(d, ("heads", "embed"), "o_proj")(out)
+        return checkpoint_name(out, "attention_out"), cache
 
 
 class Mlp(nn.Module):
@@ -123,9 +124,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         cfg = self.cfg
-        gate = activation(cfg.act)(linear(cfg.mlp_dim, ("embed", "mlp"), "gate_proj")(x))
-        up = linear(cfg.mlp_dim, ("embed", "mlp"), "up_proj")(x)
-        return linear(x.shape[-1], ("mlp", "embed"), "down_proj")(gate * up)
+        gate, up = (
+            checkpoint_name(linear(cfg.mlp_dim, ("embed", "mlp"), f"{name}_proj")(x), name)
+            for name in ("gate", "up")
+        )
+        h = activation(cfg.act)(gate) * up
+        return linear(x.shape[-1], ("mlp", "embed"), "down_proj")(h)
 
 
 class Experts(nn.Module):

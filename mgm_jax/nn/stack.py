@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 
-_saved = jax.checkpoint_policies
-_attention = _saved.save_only_these_names("attention")  # what the kernel's backward pass reads
-_products = _saved.save_from_both_policies(  # with weights, and what experts multiply
-    _saved.dots_with_no_batch_dims_saveable,
-    _saved.save_only_these_names("expert_tokens", "expert_gate", "expert_up"),
-)
+_policies = jax.checkpoint_policies
+_names = _policies.save_only_these_names
 REMAT_POLICIES = {
     "none": None,  # keep every activation
-    "full": _saved.nothing_saveable,  # but the layers' inputs
-    "attention": _attention,
-    "qkv": _saved.save_only_these_names("attention", "query", "key", "value"),
-    "dots": _products,
-    "dots+attention": _saved.save_from_both_policies(_products, _attention),
-    # As "dots", in the memory of the host: it has a hundred times the room, at PCIe's speed.
-    "offload": _saved.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": _policies.nothing_saveable,  # but the layers' inputs
+    # The products with weights, in the memory of the host: it has a hundred times the room, at
+    # PCIe's speed.
+    "offload": _policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
+# What else the backward pass may keep, parts joined by "+".
+KEPT = {
+    "attention": _names("attention"),  # what the kernel's backward pass reads
+    "qkv": _names("attention", "query", "key", "value"),
+    "out": _names("attention_out"),
+    "gate": _names("gate"),  # of an MLP, or of experts
+    "up": _names("up"),
+    # Every product with weights that the backward pass reads, and the tokens of experts, gathered
+    # from the devices that share them.
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _names("gate", "up", "tokens")
+    ),
+    # Weights as they were gathered for the forward pass, of all layers; where `ops.ring` does it.
+    "weights": _names("whole_kernel"),
+}
+
+
+def remat_policy(remat: str):
+    """What `remat` names: one of `REMAT_POLICIES`, or parts of `KEPT` joined by "+"; ValueError for
+    another name."""
+    if remat in REMAT_POLICIES:
+        return REMAT_POLICIES[remat]
+    parts = remat.split("+")
+    if set(parts) - set(KEPT):
+        raise ValueError(
+            f"remat is {remat!r}, expected one of {', '.join(REMAT_POLICIES)}, or some of "
+            f"{', '.join(KEPT)}, joined by +"
+        )
+    return functools.reduce(_policies.save_from_both_policies, (KEPT[part] for part in parts))
 
 
 def stack(block: type[nn.Module], depth: int, *, remat: str = "none", scan: bool = True):
@@ -29,11 +53,9 @@ def stack(block: type[nn.Module], depth: int, *, remat: str = "none", scan: bool
     `block.__call__(x, shared, layer) -> (x, layer_out)`: `shared` goes to every layer unchanged,
     `layer` and `layer_out` are pytrees with a leading layer axis (a KV cache, or None).
     `scan=False` unrolls the loop; the parameters are the same. `remat` names what the backward pass
-    keeps: see `REMAT_POLICIES`; another name is a ValueError.
+    keeps: see `remat_policy`.
     """
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"remat is {remat!r}, expected one of {sorted(REMAT_POLICIES)}")
-    if policy := REMAT_POLICIES[remat]:
+    if policy := remat_policy(remat):
         block = nn.remat(block, prevent_cse=not scan, policy=policy)
     return nn.scan(
         block,

@@ -56,7 +56,7 @@ def expert_mlp(x, weights, experts, kernels, act: Callable, form: str = "auto"):
         shared = x, weights, experts
         if across[0]:
             shared = [jax.lax.all_gather(a, "expert", tiled=True) for a in shared]
-            shared[0] = checkpoint_name(shared[0], "expert_tokens")
+            shared[0] = checkpoint_name(shared[0], "tokens")
         y = _mixture(*shared, kernels, act, _gmm)
         if across[0]:
             y = jax.lax.psum_scatter(y, "expert", tiled=True)
@@ -82,7 +82,7 @@ def _mixture(x, weights, experts, kernels, act: Callable, matmul: Callable):
     weights = _spread(weights.reshape(-1, 1), order, places[:, None])
     rows = _spread(x.reshape(-1, x.shape[-1]), order, places.reshape(-1, k))
     gate, up = (
-        checkpoint_name(matmul(rows, w, sizes), f"expert_{name}")
+        checkpoint_name(matmul(rows, w, sizes), name)
         for name, w in (("gate", w_gate), ("up", w_up))
     )
     h = act(gate) * up

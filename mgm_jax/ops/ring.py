@@ -21,6 +21,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from mgm_jax.ops import mesh
@@ -113,7 +114,7 @@ def gather(kernel, side: int, grid: tuple[int, ...]):
     bytes. So the last axis is gathered first, which leaves two.
     """
     if len(grid) < 3 or any(size % CLOSED for size in grid):
-        return kernel  # XLA gathers where the product is
+        return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
     lines = np.arange(math.prod(grid)).reshape(-1, grid[-1])
 
     def part(own):
@@ -144,7 +145,8 @@ def product(x, kernel, side: int, grid: tuple[int, ...]):
 
 
 def _forward(x, kernel, side: int, grid: tuple[int, ...]):
-    return jnp.dot(x, gather(kernel, side, grid)), (x, kernel)
+    whole = checkpoint_name(gather(kernel, side, grid), "whole_kernel")
+    return jnp.dot(x, whole), (x, whole)
 
 
 def _backward(side: int, grid: tuple[int, ...], saved, dy):
@@ -170,10 +172,10 @@ def _backward(side: int, grid: tuple[int, ...], saved, dy):
         own = jnp.concatenate(own, axis=1)
         return dx, own if side == 0 else own.T
 
-    (x, kernel), rows = saved, mesh.rows()
+    rows = mesh.rows()
     specs, out = (rows, PartitionSpec(), rows), (rows, _split(side))
     backward = jax.shard_map(part, in_specs=specs, out_specs=out, check_vma=False)
-    return backward(x, gather(kernel, side, grid), dy)
+    return backward(*saved, dy)
 
 
 product.defvjp(_forward, _backward)

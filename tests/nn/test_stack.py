@@ -8,7 +8,7 @@ import pytest
 
 from mgm_jax.models.config import DecoderConfig
 from mgm_jax.models.decoder import Decoder
-from mgm_jax.nn.stack import REMAT_POLICIES, stack
+from mgm_jax.nn.stack import KEPT, REMAT_POLICIES, stack
 from mgm_jax.tree import flatten
 
 CFG = DecoderConfig(
@@ -49,7 +49,7 @@ def plain(params):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
+@pytest.mark.parametrize("remat", [*REMAT_POLICIES, *KEPT, "qkv+gate+up", "dots+attention"])
 def test_same_value_and_gradients(params, plain, remat, scan):
     found = jax.jit(jax.value_and_grad(lambda p: scalar(p, remat=remat, scan=scan)))(params)
     np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
@@ -64,6 +64,7 @@ def test_the_policy_decides_what_the_backward_pass_keeps(params):
         return sum(leaf.size for leaf in jax.tree.leaves(pull))
 
     assert kept("full") < kept("dots") < kept("none")
+    assert kept("full") < kept("qkv") < kept("qkv+gate") < kept("qkv+gate+up") < kept("none")
 
 
 def test_scan_compiles_one_layer_and_the_loop_all():
@@ -110,5 +111,5 @@ def test_layers_run_in_order_with_their_own_slices(scan):
 
 
 def test_unknown_policy():
-    with pytest.raises(ValueError, match=r"remat is 'some', expected one of \['attention', 'dots'"):
+    with pytest.raises(ValueError, match=r"remat is 'some', expected .* dots, weights, joined by"):
         stack(Accumulate, 2, remat="some")

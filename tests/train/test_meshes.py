@@ -21,6 +21,10 @@ CASES = {
     "moe": {"model": {"llm": {"experts": EXPERTS}}, "config": {"moe": "gmm"}},
     "hd": {"model": {"image": {"hr_size": 64, "grid": 2, "use_global": True}}},
     "by rings": {"config": {"gradients": "ring"}, "meshes": [{"fsdp": 8}]},
+    "weights kept": {
+        "config": {"gradients": "ring", "remat": "dots+attention+weights"},
+        "meshes": [{"fsdp": 8}],
+    },
     "in parts": {"step": True, "gradients": False, "config": {"accumulate": 2}},
 }
 
@@ -40,8 +44,9 @@ def test_as_on_one_device(found, case, mesh):
     same_gradients(found, f"{list(CASES).index(case)}/0/", f"{list(CASES).index(case)}/{mesh}/")
 
 
-def test_by_rings_as_on_one_device(found):
-    one, eight = (f"{list(CASES).index(case)}/0/" for case in ("packed", "by rings"))
+@pytest.mark.parametrize("case", ["by rings", "weights kept"])
+def test_by_rings_as_on_one_device(found, case):
+    one, eight = (f"{list(CASES).index(c)}/0/" for c in ("packed", case))
     same_gradients(found, one, eight)
     assert found[eight + "permutes"] and not found[one + "permutes"]
 

@@ -20,22 +20,26 @@ from mgm_jax.plan.job import Job
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "evidence" / "plans"
 # (variant, arguments of its config, topology, overrides of the config)
-KEPT, SOME, LITTLE = (f"--config.remat={name}" for name in ("dots+attention", "qkv", "attention"))
+ALL, KEPT, MORE, SOME, LITTLE = (
+    f"--config.remat={name}"
+    for name in ("dots+attention+weights", "dots+attention", "qkv+gate", "qkv", "attention")
+)
 PARTS = "--config.accumulate=16"  # of 128 rows on 8 chips: one row a chip at a time
 PLANS = [
-    ("2B", "stage=2", "v5e-16", ()),
+    ("2B", "stage=2", "v5e-16", (SOME,)),
     ("7B", "stage=2", "v5e-64", (SOME,)),
-    ("7B", "stage=2", "v5p-64", (KEPT,)),
+    ("7B", "stage=2", "v5p-64", (ALL,)),
+    ("7B", "stage=2,batch=512", "v5p-256", (ALL,)),
     ("7B", "stage=1", "v5e-64", (LITTLE,)),
-    ("7B", "stage=1", "v5p-64", (KEPT,)),
-    ("7B", "stage=2,hd", "v5p-64", (SOME,)),
-    ("13B", "stage=2", "v5p-64", (KEPT,)),
+    ("7B", "stage=1", "v5p-64", (ALL,)),
+    ("7B", "stage=2,hd", "v5p-64", (ALL,)),
+    ("13B", "stage=2", "v5p-64", (ALL,)),
     ("8B", "stage=2", "v5e-64", (SOME,)),
     ("34B", "stage=2", "v5p-128", (KEPT,)),
     ("34B", "stage=2,hd", "v5p-128", (SOME,)),
     ("34B", "stage=2,batch=256", "v5e-256", ()),
-    ("8x7B", "stage=2", "v5p-128", (SOME,)),
-    ("8x7B", "stage=2,batch=256", "v5e-256", ()),
+    ("8x7B", "stage=2", "v5p-128", (KEPT,)),
+    ("8x7B", "stage=2,batch=256", "v5e-256", (MORE,)),
     ("2B", "stage=2,lora=16", "v5e-8", (PARTS,)),
     ("7B", "stage=2,lora=16,quant=nf4", "v5e-8", (PARTS,)),
 ]
