@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mgm_jax.ops import mesh
 from mgm_jax.ops.resize import resize_bilinear
 
 
@@ -56,7 +57,9 @@ def mine(queries, maps, scale: float, eps: float):
     total = queries.astype(precise).sum(-1, keepdims=True)
     weights = region_softmax((dots - mean * total) * inverse * scale)
     scaled = weights * inverse
-    windows = jax.lax.optimization_barrier([part.windows for part in parts])
+    windows = [part.windows for part in parts]
+    if mesh.on_tpu():  # or XLA makes the maps float32 once, for both uses, and writes them out
+        windows = jax.lax.optimization_barrier(windows)
     sums = [
         _of_windows(_exact("bns,sk->bnk", scaled, part.to_fine), x, precise)
         for part, x in zip(parts, windows, strict=True)
@@ -73,7 +76,7 @@ def region_softmax(logits):
 class _Part(NamedTuple):
     """What one map contributes."""
 
-    windows: jax.Array  # [B, n, k, n, k, c]: the K = k*k positions that each region depends on
+    windows: jax.Array  # the K = k*k positions that each region depends on: see `_windows`
     to_fine: np.ndarray  # [S, K]: M
     mean: jax.Array  # [B, N, S], the channel sums of the resized map
     square: jax.Array  # [B, N, S], the sums of squares
@@ -89,7 +92,7 @@ def _prepare(x, n: int, size: int) -> _Part:
         x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
     k = r + 2 * (r < s)
     moments = [
-        _windows(m[..., None], n, r, k).swapaxes(2, 3).reshape(len(x), n * n, k * k)
+        _windows(m[..., None], n, r, k).reshape(len(x), n * n, k * k)
         for m in _moments(x.astype(precise), r < s)
     ]
     square = sum(_exact("bnk,sk->bns", m, a) for m, a in zip(moments[1:], squares, strict=True))
@@ -135,29 +138,35 @@ def _matrices(s: int, r: int):
 
 
 def _windows(x, n: int, r: int, k: int):
-    """x [B, (n-1)*r + k, the same, c] -> [B, n, k, n, k, c]: windows of side k at stride r."""
+    """x [B, (n-1)*r + k, the same, c] -> [B, n, n, k, k, c]: windows of side k at stride r.
+
+    But for TPUs [B, n*n, 1, k*k, 1, c], the same sizes of N and K: there it costs nothing to leave
+    the map as it lies, elsewhere products are fastest over one axis of each kind.
+    """
     if k == r:
-        return x.reshape(len(x), n, r, n, r, -1)
-    last = (n - 1) * r + 1
-    x = jnp.stack([x[:, i : i + last : r] for i in range(k)], axis=2)  # [B, n, k, w, c]
-    return jnp.stack([x[:, :, :, i : i + last : r] for i in range(k)], axis=4)
+        x = x.reshape(len(x), n, r, n, r, -1)
+    else:
+        last = (n - 1) * r + 1
+        x = jnp.stack([x[:, i : i + last : r] for i in range(k)], axis=2)  # [B, n, k, w, c]
+        x = jnp.stack([x[:, :, :, i : i + last : r] for i in range(k)], axis=4)
+    x = x.swapaxes(2, 3)
+    return x if mesh.on_tpu() else x.reshape(len(x), n * n, 1, k * k, 1, -1)
 
 
 def _by_windows(q, windows, dtype):
-    """q [B, N, c] -> [B, N, K]: dot products with the window's positions. Windows stay as they lie,
-    with rows of regions and of their positions in turn: to move them costs more than the sums."""
-    b, n, k, *_ = windows.shape
-    q = q.astype(windows.dtype).reshape(b, n, n, -1)
-    dots = jnp.einsum("bhwc,bhiwjc->bhwij", q, windows, preferred_element_type=dtype)
-    return dots.reshape(b, n * n, k * k)
+    """q [B, N, c] -> [B, N, K]: dot products with the positions of each window."""
+    b, h, w, i, j, c = windows.shape
+    q = q.astype(windows.dtype).reshape(b, h, w, c)
+    dots = jnp.einsum("bhwc,bhwijc->bhwij", q, windows, preferred_element_type=dtype)
+    return dots.reshape(b, h * w, i * j)
 
 
 def _of_windows(weights, windows, dtype):
-    """weights [B, N, K] -> [B, N, c]: weighted sums of the window's positions."""
-    b, n, k, *_, c = windows.shape
-    weights = weights.astype(windows.dtype).reshape(b, n, n, k, k)
-    sums = jnp.einsum("bhwij,bhiwjc->bhwc", weights, windows, preferred_element_type=dtype)
-    return sums.reshape(b, n * n, c)
+    """weights [B, N, K] -> [B, N, c]: weighted sums of the positions of each window."""
+    b, h, w, i, j, c = windows.shape
+    weights = weights.astype(windows.dtype).reshape(b, h, w, i, j)
+    sums = jnp.einsum("bhwij,bhwijc->bhwc", weights, windows, preferred_element_type=dtype)
+    return sums.reshape(b, h * w, c)
 
 
 def _exact(form: str, a, b):
