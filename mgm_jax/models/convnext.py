@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -14,9 +15,12 @@ from mgm_jax.nn.layout import split_pictures
 from mgm_jax.nn.linear import Conv, Linear, fan_in_init, normal_init
 from mgm_jax.nn.norms import LayerNorm
 from mgm_jax.nn.stack import stack
+from mgm_jax.ops import mesh
 from mgm_jax.ops.activations import activation
 from mgm_jax.ops.depthwise import depthwise
 from mgm_jax.ops.resize import resize_bilinear
+
+HIDDEN = 2 << 20  # bytes of an MLP's hidden layer that a CPU's cache holds
 
 
 class Depthwise(nn.Module):
@@ -54,15 +58,28 @@ class Block(nn.Module):
         c = x.shape[-1]
         y = Depthwise(self.cfg.kernel_size, name="dw")(x)
         y = LayerNorm(self.cfg.norm_eps, name="norm")(y)
-        linear = partial(Linear, kernel_init=fan_in_init)
-        y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
-        y = linear(c, ("conv_out", "conv_in"), name="pw2")(y)
+        y = self._mlp(y)
         init = nn.with_logical_partitioning(nn.initializers.constant(self.gamma_init), ("conv_in",))
         y = y * self.param("gamma", init, (c,)).astype(x.dtype)
         if rate is not None:
             stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, (len(x), 1, 1, 1))
             y = y * (stays / (1 - rate)).astype(x.dtype)
         return split_pictures(x + y), None
+
+    def _mlp(self, y):
+        """By all rows at once, but on a CPU by parts whose hidden layer stays in the cache."""
+
+        def mlp(block, _, y):
+            linear, c = partial(Linear, kernel_init=fan_in_init), y.shape[-1]
+            y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
+            return None, linear(c, ("conv_out", "conv_in"), name="pw2")(y)
+
+        rows, c = y.size // y.shape[-1], y.shape[-1]
+        parts = math.gcd(rows, 4 * y.nbytes // HIDDEN) if mesh.on_one_cpu() else 1
+        if parts == 1 or self.is_initializing():
+            return mlp(self, None, y)[1]
+        scanned = nn.scan(mlp, variable_broadcast="params", split_rngs={"params": False})
+        return scanned(self, None, y.reshape(parts, -1, c))[1].reshape(y.shape)
 
 
 class ConvNext(nn.Module):
