@@ -75,7 +75,7 @@ class Block(nn.Module):
             return None, linear(c, ("conv_out", "conv_in"), name="pw2")(y)
 
         rows, c = y.size // y.shape[-1], y.shape[-1]
-        parts = math.gcd(rows, 4 * y.nbytes // HIDDEN) if mesh.on_one_cpu() else 1
+        parts = math.gcd(rows, max(1, 4 * y.nbytes // HIDDEN)) if mesh.on_one_cpu() else 1
         if parts == 1 or self.is_initializing():
             return mlp(self, None, y)[1]
         scanned = nn.scan(mlp, variable_broadcast="params", split_rngs={"params": False})

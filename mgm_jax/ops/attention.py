@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -118,7 +119,8 @@ def packed_attend(q, k, v, segments, form: str = "auto", reads: bool = False):
     axis: ValueError where they do not divide. `reads`: no gradient will be taken.
     """
     if mesh.choose("attention", form, "splash", "xla") == "xla":
-        return causal_attend(q, k, v, segments, apart=reads and mesh.on_one_cpu())
+        out = causal_attend(q, k, v, segments, apart=reads and mesh.on_one_cpu())
+        return checkpoint_name(out, "attention")
     mesh.check_rows(len(q), "attention 'splash'")
     heads, kv, parts = q.shape[2], k.shape[2], mesh.axis_size("tensor")
     if heads % parts:

@@ -28,9 +28,10 @@ def depthwise(x, kernel, form: str = "auto"):
 def _best(x, kernel) -> str:
     if not mesh.on_tpu():
         return "shift" if jax.default_backend() == "cpu" else "conv"
-    pictures, h, w, _ = x.shape
+    pictures, *size = x.shape
     whole = pictures % mesh.axis_size(*_AXES) == 0
-    return "kernel" if whole and depthwise_kernel.fits(h, w, _side(kernel)) else "conv"
+    fits = depthwise_kernel.fits(*size, _side(kernel), x.dtype.itemsize)
+    return "kernel" if whole and fits else "conv"
 
 
 def _side(kernel) -> int:

@@ -17,10 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 TILE = 8  # rows and columns of a tile: 8 columns x 128 channels are a register
 LANES = 128
 EDGE = TILE  # rows above and below a strip, columns beside it: at least k // 2
-MATRIX_FLOPS = (
-    16  # of v5e's and v5p's matrix units, at half of their peak, in a vector operation's time
-)
-STRIP = 800_000  # numbers of a strip at most
+# An operation of the vector units takes as long as so many FLOPs of v5e's and v5p's matrix units at
+# half of their peak.
+MATRIX_FLOPS = 16
+MEMORY, LIMIT = 24 << 20, 32 << 20  # bytes that a call counts on, and that the compiler grants it
 
 
 def channels(c: int) -> int:
@@ -28,15 +28,23 @@ def channels(c: int) -> int:
     return LANES if c % LANES == 0 else c
 
 
-def strip(h: int, w: int, c: int) -> int:
-    """Rows of a strip: most that divide h, are whole tiles and fit."""
-    rows = [r for r in range(TILE, h + 1, TILE) if h % r == 0]
-    return max((r for r in rows if r * w * channels(c) <= STRIP), default=TILE)
+def strip(h: int, w: int, c: int, width: int) -> int:
+    """Rows of a strip: the most that divide h, are whole tiles and fit; 0 where none do. `width`:
+    bytes of a number of x."""
+    lanes = -(-channels(c) // LANES) * LANES
+
+    def size(rows: int) -> int:  # in float32, and two of all that comes and goes
+        strip = 4 * (rows + 2 * EDGE) * (w + 2 * EDGE) * lanes
+        return strip + 2 * width * (2 * rows + 2 * EDGE) * w * lanes
+
+    return max((r for r in range(TILE, h + 1, TILE) if h % r == 0 and size(r) <= MEMORY), default=0)
 
 
-def fits(h: int, w: int, k: int) -> bool:
-    """Whether a map divides into tiles, and a tap reaches no further than the next one."""
-    return h % TILE == 0 and w % TILE == 0 and k // 2 <= EDGE
+def fits(h: int, w: int, c: int, k: int, width: int) -> bool:
+    """Whether a map divides into tiles, a strip has room, and a tap reaches no further than the
+    next tile."""
+    tiles = h % TILE == 0 and w % TILE == 0 and k // 2 <= EDGE
+    return tiles and strip(h, w, c, width) > 0
 
 
 def cost(shape: tuple[int, ...], k: int, width: int) -> pl.CostEstimate:
@@ -49,7 +57,7 @@ def cost(shape: tuple[int, ...], k: int, width: int) -> pl.CostEstimate:
     b, h, w, c = shape
     operations = 2 * k * k + 2 * k * (TILE + 2 * (k // 2)) / TILE
     lanes = b * h * w * -(-c // LANES) * LANES
-    edges = 2 * EDGE / strip(h, w, c)
+    edges = 2 * EDGE / strip(h, w, c, width)
     return pl.CostEstimate(
         flops=int(MATRIX_FLOPS * operations * lanes),
         bytes_accessed=int(width * b * h * w * c * (2 + edges)),
@@ -61,7 +69,7 @@ def depthwise(x, kernel, interpret: bool = False):
     """x [B, H, W, C], kernel [k*k, C] (row-major taps, k odd) -> [B, H, W, C] in x's dtype, the
     sums in float32."""
     (b, h, w, c), taps = x.shape, len(kernel)
-    k, own, rows = round(taps**0.5), channels(c), strip(h, w, c)
+    k, own, rows = round(taps**0.5), channels(c), strip(h, w, c, x.dtype.itemsize)
     step, last = rows // EDGE, h // EDGE - 1  # a strip in edges; the last edge
     call = pl.pallas_call(
         functools.partial(_kernel, k=k),
@@ -80,7 +88,7 @@ def depthwise(x, kernel, interpret: bool = False):
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         scratch_shapes=[pltpu.VMEM((rows + 2 * EDGE, w + 2 * EDGE, own), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=LIMIT
         ),
         cost_estimate=cost(x.shape, k, x.dtype.itemsize),
         interpret=interpret,

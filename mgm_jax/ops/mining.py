@@ -138,10 +138,10 @@ def _matrices(s: int, r: int):
 
 
 def _windows(x, n: int, r: int, k: int):
-    """x [B, (n-1)*r + k, the same, c] -> [B, n, n, k, k, c]: windows of side k at stride r.
+    """x [B, (n-1)*r + k, the same, c] -> [B, n*n, k*k, c]: windows of side k at stride r.
 
-    But for TPUs [B, n*n, 1, k*k, 1, c], the same sizes of N and K: there it costs nothing to leave
-    the map as it lies, elsewhere products are fastest over one axis of each kind.
+    For TPUs [B, n, n, k, k, c]: there the map stays as it lies, while elsewhere products are
+    fastest over one axis of each kind.
     """
     if k == r:
         x = x.reshape(len(x), n, r, n, r, -1)
@@ -150,23 +150,27 @@ def _windows(x, n: int, r: int, k: int):
         x = jnp.stack([x[:, i : i + last : r] for i in range(k)], axis=2)  # [B, n, k, w, c]
         x = jnp.stack([x[:, :, :, i : i + last : r] for i in range(k)], axis=4)
     x = x.swapaxes(2, 3)
-    return x if mesh.on_tpu() else x.reshape(len(x), n * n, 1, k * k, 1, -1)
+    return x if mesh.on_tpu() else x.reshape(len(x), n * n, k * k, -1)
 
 
 def _by_windows(q, windows, dtype):
     """q [B, N, c] -> [B, N, K]: dot products with the positions of each window."""
-    b, h, w, i, j, c = windows.shape
-    q = q.astype(windows.dtype).reshape(b, h, w, c)
+    q = q.astype(windows.dtype)
+    if windows.ndim == 4:
+        return jnp.einsum("bnc,bnkc->bnk", q, windows, preferred_element_type=dtype)
+    q = q.reshape(*windows.shape[:3], -1)
     dots = jnp.einsum("bhwc,bhwijc->bhwij", q, windows, preferred_element_type=dtype)
-    return dots.reshape(b, h * w, i * j)
+    return dots.reshape(len(q), -1, windows.shape[3] * windows.shape[4])
 
 
 def _of_windows(weights, windows, dtype):
     """weights [B, N, K] -> [B, N, c]: weighted sums of the positions of each window."""
-    b, h, w, i, j, c = windows.shape
-    weights = weights.astype(windows.dtype).reshape(b, h, w, i, j)
+    weights = weights.astype(windows.dtype)
+    if windows.ndim == 4:
+        return jnp.einsum("bnk,bnkc->bnc", weights, windows, preferred_element_type=dtype)
+    weights = weights.reshape(windows.shape[:-1])
     sums = jnp.einsum("bhwij,bhwijc->bhwc", weights, windows, preferred_element_type=dtype)
-    return sums.reshape(b, h * w, c)
+    return sums.reshape(len(sums), -1, sums.shape[-1])
 
 
 def _exact(form: str, a, b):

@@ -26,12 +26,13 @@ def direct(x, kernel):
     return sum(padded[:, i : i + h, j : j + w] * kernel[i * k + j] for i, j in np.ndindex(k, k))
 
 
-@pytest.mark.parametrize("rows", [8, 16, 800])  # of a strip: three, or one and a half, or all
+@pytest.mark.parametrize("memory, rows", [(600_000, 8), (1_000_000, 8), (24 << 20, 24)])
 @pytest.mark.parametrize("c, k", [(256, 7), (96, 7), (128, 3)])
-def test_as_a_direct_sum(monkeypatch, rows, c, k):
+def test_as_a_direct_sum(monkeypatch, memory, rows, c, k):
+    """In three strips, where there is room for one and a half too, and in one."""
     x, kernel, _ = case(2, 24, 8, c, k)
-    monkeypatch.setattr(depthwise_kernel, "STRIP", rows * 8 * min(c, 128))
-    assert depthwise_kernel.strip(24, 8, c) == {8: 8, 16: 8, 800: 24}[rows]
+    monkeypatch.setattr(depthwise_kernel, "MEMORY", memory)
+    assert depthwise_kernel.strip(24, 8, c, 4) == rows
     found = depthwise_kernel.depthwise(x, kernel, interpret=True)
     np.testing.assert_allclose(found, direct(x, kernel), rtol=0, atol=2e-6)
 
@@ -81,11 +82,19 @@ def test_pictures_are_split_over_a_mesh(run_command):
 
 
 @pytest.mark.parametrize(
-    "h, w, k, fits",
-    [(192, 192, 7, True), (24, 24, 7, True), (12, 16, 7, False), (16, 12, 3, False)],
+    "h, w, c, fits",
+    [
+        (192, 192, 192, True),
+        (384, 384, 192, True),  # HD
+        (24, 24, 1536, True),
+        (12, 16, 192, False),
+        (16, 12, 192, False),
+        (800, 800, 192, False),  # one tile's rows are too much
+    ],
 )
-def test_which_maps_have_tiles(h, w, k, fits):
-    assert depthwise_kernel.fits(h, w, k) is fits
+def test_which_maps_have_tiles_and_room(h, w, c, fits):
+    assert depthwise_kernel.fits(h, w, c, 7, 2) is fits
+    assert not depthwise_kernel.fits(h, w, c, 19, 2)
 
 
 def test_cost_counts_taps_and_bytes():

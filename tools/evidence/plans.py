@@ -20,14 +20,17 @@ from mgm_jax.plan.job import Job
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "evidence" / "plans"
 # (variant, arguments of its config, topology, overrides of the config)
-ALL, KEPT, MORE, SOME, LITTLE = (
+ALL, KEPT, MOST, MORE, SOME, LITTLE = (
     f"--config.remat={name}"
-    for name in ("dots+attention+weights", "dots+attention", "qkv+gate", "qkv", "attention")
+    for name in (
+        *("dots+attention+weights", "dots+attention", "attention+gate+up", "qkv+gate", "qkv"),
+        "attention",
+    )
 )
 PARTS = "--config.accumulate=16"  # of 128 rows on 8 chips: one row a chip at a time
 PLANS = [
-    ("2B", "stage=2", "v5e-16", (SOME,)),
-    ("7B", "stage=2", "v5e-64", (SOME,)),
+    ("2B", "stage=2", "v5e-16", (LITTLE,)),
+    ("7B", "stage=2", "v5e-64", (MOST,)),
     ("7B", "stage=2", "v5p-64", (ALL,)),
     ("7B", "stage=2,batch=512", "v5p-256", (ALL,)),
     ("7B", "stage=1", "v5e-64", (LITTLE,)),
