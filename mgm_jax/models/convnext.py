@@ -74,8 +74,9 @@ class Block(nn.Module):
             y = activation("gelu")(linear(4 * c, ("conv_in", "conv_out"), name="pw1")(y))
             return None, linear(c, ("conv_out", "conv_in"), name="pw2")(y)
 
-        rows, c = y.size // y.shape[-1], y.shape[-1]
-        parts = math.gcd(rows, max(1, 4 * y.nbytes // HIDDEN)) if mesh.on_one_cpu() else 1
+        c = y.shape[-1]
+        parts = max(1, 4 * y.nbytes // HIDDEN) if mesh.on_one_cpu() else 1
+        parts = math.gcd(parts, y.size // c)
         if parts == 1 or self.is_initializing():
             return mlp(self, None, y)[1]
         scanned = nn.scan(mlp, variable_broadcast="params", split_rngs={"params": False})

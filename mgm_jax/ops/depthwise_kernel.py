@@ -1,6 +1,6 @@
-"""Depthwise convolution for TPUs, whose matrix units it cannot use: XLA's own form waits for the
-vector units of one tap in seven (docs/performance.md). Here a strip of rows is in the chip's own
-memory, and a tile of it in registers while all taps are added up.
+"""Depthwise convolution for TPUs. It has nothing for the matrix units to do, and XLA's own form
+leaves most of the vector units' time unused (docs/performance.md). Here a strip of rows is in the
+chip's own memory, and a tile of it in registers while all taps are added up.
 
 B pictures of H x W positions, C channels; k x k taps, stride 1, zeros around.
 """
