@@ -70,7 +70,7 @@ def _ring_side(axes: tuple, shape: tuple, rows: int) -> int | None:
     if parts == 1 or rows % parts:
         return None
     sides = (i for i, axis in enumerate(axes) if axis and RULES[axis] == "fsdp")
-    return next((i for i in sides if shape[i] % parts == 0), None)
+    return next((i for i in sides if ring.fits(shape[i])), None)
 
 
 def torch_linear_init(key, shape, dtype=jnp.float32):

@@ -29,6 +29,7 @@ from mgm_jax.ops import mesh
 _grid: contextvars.ContextVar[tuple[int, ...]] = contextvars.ContextVar("grid", default=())
 CLOSED = 4  # sides of a v5p slice of which this divides every one have links that close to rings
 LANES = 128  # columns of a tile: colours are whole tiles
+SUBLANES = 16  # rows of a bfloat16's
 
 
 @contextlib.contextmanager
@@ -46,6 +47,13 @@ def grid() -> tuple[int, ...]:
     """The grid in context, if the mesh in context has such an fsdp axis and no other; else ()."""
     fits = math.prod(_grid.get()) == mesh.axis_size("fsdp") == mesh.axis_size(*mesh.AXES)
     return _grid.get() if fits else ()
+
+
+def fits(side: int) -> bool:
+    """Whether a matrix's side divides over the grid in context; on TPUs, into whole tiles, as parts
+    of them are moved at every step of a ring."""
+    parts = math.prod(grid())
+    return side % (parts * (SUBLANES if mesh.on_tpu() else 1)) == 0
 
 
 def folded(n: int) -> list[int]:
