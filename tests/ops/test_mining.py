@@ -9,6 +9,7 @@ import pytest
 from mgm_jax.models.convnext import fuse_stages
 from mgm_jax.models.mining import PatchInfoMining
 from mgm_jax.models.presets import IMAGE_HD
+from mgm_jax.ops import mesh
 from mgm_jax.ops.mining import mine, region_softmax
 from mgm_jax.ops.views import pack_views, whole_view
 
@@ -56,9 +57,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("tpu", [False, True], ids=["cpu", "as for a tpu"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_literal_form_and_its_gradients(case):
+def test_equals_the_literal_form_and_its_gradients(monkeypatch, case, tpu):
     n, sizes = CASES[case]
+    monkeypatch.setattr(mesh, "on_tpu", lambda: tpu)
     x, maps, channels = normal(2, n * n, 6), stage_maps(sizes), sum(c for _, c in sizes)
     module = PatchInfoMining(channels, 6, EPS)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, maps)["params"])
