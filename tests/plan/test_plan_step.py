@@ -81,7 +81,7 @@ def test_a_module_of_vision(tiny, module):
     step = found["step_seconds_estimate"]
     assert found["milliseconds_a_picture"] == pytest.approx(1e3 * step / 2, abs=0.006)
     assert bool(found["kernels"]) == (module == "convnext")
-    assert 0 < found["mfu_estimate"] < 1
+    assert step > 0 and 0 <= found["mfu_estimate"] < 1  # so small a model rounds to 0
 
 
 def test_serving(tiny):
