@@ -28,9 +28,8 @@ RULES = {
 
 
 def split_pictures(x):
-    """x [P, ...] as `split_rows` has it, and over the tensor axis besides: no weight of a tower is
-    split there, so that its devices would all do the same."""
-    return _split(x, (*mesh.BATCH_AXES, "tensor"))
+    """x [P, ...] as `split_rows` has it, but over `mesh.PICTURE_AXES`."""
+    return _split(x, mesh.PICTURE_AXES)
 
 
 def slot_parts(groups: int, slots: int, limit: int | None) -> int:

@@ -29,7 +29,7 @@ def _best(x, kernel) -> str:
     if not mesh.on_tpu():
         return "shift" if jax.default_backend() == "cpu" else "conv"
     pictures, *size = x.shape
-    whole = pictures % mesh.axis_size(*_AXES) == 0
+    whole = pictures % mesh.axis_size(*mesh.PICTURE_AXES) == 0
     fits = depthwise_kernel.fits(*size, _side(kernel), x.dtype.itemsize)
     return "kernel" if whole and fits else "conv"
 
@@ -82,15 +82,13 @@ _shift.defvjp(_shift_fwd, _shift_bwd)
 
 # ------------------------------------------------------------------------------- on TPUs: a kernel
 
-_AXES = (*mesh.BATCH_AXES, "tensor")  # what pictures are split over: `nn.layout.split_pictures`
-
 
 @jax.custom_vjp
 def _kernel(x, kernel):
     def part(x, kernel):
         return depthwise_kernel.depthwise(x, kernel, interpret=not mesh.on_tpu())
 
-    pictures = PartitionSpec(_AXES)
+    pictures = PartitionSpec(mesh.PICTURE_AXES)
     return mesh.split(part, (pictures, PartitionSpec()), pictures)(x, kernel)
 
 

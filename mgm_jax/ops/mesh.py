@@ -13,6 +13,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 AXES = ("data", "fsdp", "expert", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")  # what the rows of a batch are split over
+# Pictures of the towers: no weight of a tower is split over tensor, so that its devices would all
+# do the same.
+PICTURE_AXES = (*BATCH_AXES, "tensor")
 
 
 def on_tpu() -> bool:

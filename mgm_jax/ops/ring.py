@@ -1,4 +1,5 @@
-"""Sums over the `fsdp` axis that leave each device its own part, by rings of neighbours.
+"""A weight's way over the `fsdp` axis: gathered for a product, and its gradient summed by rings of
+neighbours, which leave each device its own part.
 
 XLA makes an all-reduce and a slice of a reduce-scatter over more than one axis of a torus, and the
 step waits for it. Here each axis of the torus has rings of its own, one after the other. The

@@ -20,13 +20,11 @@ MODULES = ("clip", "convnext", "mining")
 
 
 def parts(config: ConfigDict, cfg: MgmConfig, mesh, vision: Vision) -> list[Part]:
-    """The module's program on `vision.batch` pictures a chip. ValueError for a module that is not
-    there."""
-    if vision.module not in MODULES or (vision.module != "clip" and not cfg.convnext):
-        raise ValueError(
-            f"--module is {vision.module!r}, expected one of {', '.join(MODULES)} that the model "
-            "has"
-        )
+    """The module's program on `vision.batch` pictures a chip. ValueError for a module that the
+    model does not have."""
+    there = MODULES if cfg.convnext else ("clip",)
+    if vision.module not in there:
+        raise ValueError(f"--module is {vision.module!r}, but the model has {', '.join(there)}")
     dtype = jnp.dtype(config.dtype)
     model, _, shapes, axes = abstract_run(cfg, dtype=config.dtype, scan=config.scan)
     shapes, axes = ({vision.module: tree[vision.module]} for tree in (shapes, axes))
