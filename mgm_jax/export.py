@@ -79,7 +79,10 @@ def restore_model(config: ConfigDict, workdir: epath.PathLike, step: int | None 
     switches = check_switches(config)
     cfg = with_switches(cfg, switches, "config.switches.")
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    program = make_program(config, cfg, switches, mesh, kept["steps"])
+    # No step is taken: what one asks of the run's mesh is not asked of this one.
+    of_no_step = config.copy_and_resolve_references()
+    of_no_step.update(gradients="auto", remat="full")
+    program = make_program(of_no_step, cfg, switches, mesh, kept["steps"])
     check_bases(bases(config, program), kept["bases"])
     with jax.set_mesh(mesh):
         trainable = states.restore(step, {"params": program.state["params"]})["params"]

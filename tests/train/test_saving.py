@@ -200,6 +200,17 @@ def test_export(based, tmp_path, capsys):
         export_state(config, tmp_path / "nowhere", tmp_path / "none")
 
 
+def test_export_asks_nothing_of_a_step(based, tmp_path):
+    """A run of a pod, whose weights were gathered in rings, on one device."""
+    config, workdir = based
+    pods = config.copy_and_resolve_references()
+    pods.update(remat="qkv+weights")  # which a step on one device refuses
+    assert export_state(pods, workdir, tmp_path / "model") == 6
+    one, other = params(workdir / "model"), params(tmp_path / "model")
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
 def test_some_parameters_are_read_into_their_place(based, monkeypatch):
     config, workdir = based
     model = workdir / "model"
