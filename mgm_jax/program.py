@@ -7,6 +7,7 @@ for one that is not there (`plan`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 
@@ -145,11 +146,14 @@ def make_program(
         lora=lora,
     )
     grid = sharding.torus(mesh, config.gradients)
-    if "weights" in config.remat.split("+") and not grid:
-        raise ValueError(
-            f"remat is {config.remat!r}, but on the mesh {dict(mesh.shape)} with gradients "
-            f"{config.gradients!r} no weights are gathered that could be kept (docs/configs.md)"
-        )
+    if "weights" in config.remat.split("+"):
+        with ring.on_grid(grid), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            gathered = math.prod(ring.grid()) > 1 and ring.fits(cfg.llm.dim)
+        if not gathered:
+            raise ValueError(
+                f"remat is {config.remat!r}, but on the mesh {dict(mesh.shape)} with gradients "
+                f"{config.gradients!r} no weights are gathered that could be kept (docs/configs.md)"
+            )
     step = jax.jit(
         ring.on_grid(grid)(step),
         donate_argnums=0,
